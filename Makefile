@@ -1,0 +1,35 @@
+# make demo   sets everything up in .venv, then runs the main job on Fashion-MNIST
+# make test   sets everything up in .venv, then runs the test suite
+# A second run repeats no set-up.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test stress lint bench clean
+
+demo: $(READY)
+	$(BIN)/python examples/demo.py
+
+test: $(READY)
+	$(BIN)/python -m pytest -m "not stress"
+
+stress: $(READY)
+	$(BIN)/python -m pytest -m stress tests/stress
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(READY)
+	for script in benchmarks/bench_*.py; do $(BIN)/python $$script || exit 1; done
+
+$(READY): setup.cfg pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[fast,dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) build demo runs *.egg-info

@@ -1,0 +1,1 @@
+"""Learn from cached features: heads, probes, honest selection and the figures they get."""

@@ -1,0 +1,106 @@
+"""What the user sees: commands that never show a traceback for a mistake, and progress.
+
+Nothing here imports numpy, h5py or TensorFlow, so ``--help`` stays instant.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any
+
+import click
+
+from data_cache.errors import HeadstartError
+
+Advance = Callable[[int], None]
+"""Called with the number of items done since the last call."""
+
+
+class Command(click.Command):
+    """A click command that turns this project's errors into one line and an exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; a :class:`HeadstartError` becomes ``Error: ...`` and its exit code."""
+        try:
+            return super().invoke(ctx)
+        except HeadstartError as error:
+            click.echo(f"Error: {error}", err=True)
+            ctx.exit(error.exit_code)
+
+
+def say(message: str) -> None:
+    """Tell the user one line on standard error, which results never share."""
+    click.echo(message, err=True)
+
+
+def warn(message: str) -> None:
+    """Tell the user one line that starts with ``Warning:`` on standard error."""
+    say(f"Warning: {message}")
+
+
+def import_keras() -> ModuleType:
+    """Import Keras (and so TensorFlow) with TensorFlow's own log silenced; return the module.
+
+    TensorFlow writes to the process's standard error before any log level holds, so the
+    descriptor itself is turned away while the import runs. A level set by the user stays.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    with _standard_error_silenced():
+        import tensorflow  # noqa: F401  (Keras imports parts of it lazily, and they log too)
+    import keras
+
+    return keras
+
+
+@contextmanager
+def _standard_error_silenced() -> Iterator[None]:
+    """Send descriptor 2 to the null device while the body runs."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    null = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(null, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(null)
+
+
+@contextmanager
+def progress(label: str, total: int, unit: str = "images") -> Iterator[Advance]:
+    """Show a bar with the rate and the time left while the body runs; yield its ``advance``.
+
+    On a standard error that is not a terminal nothing is shown.
+    """
+    if not sys.stderr.isatty():
+        yield lambda _n: None
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]} " + unit + "/s"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(label, total=total, rate="–")
+
+        def advance(n: int) -> None:
+            speed = bar.tasks[0].finished_speed or bar.tasks[0].speed
+            bar.update(task, advance=n, rate=f"{speed:,.0f}" if speed else "–")
+
+        yield advance

@@ -1,0 +1,151 @@
+"""Every exception that the project raises on purpose.
+
+::
+
+    HeadstartError                            the base of all
+    ├── SourceError            (ValueError)        images cannot be listed or understood
+    │   ├── UnknownSourceError     (LookupError)
+    │   ├── DataUnavailableError   (FileNotFoundError)  a built-in set that is not on this machine
+    │   ├── BadImageError                              one image that cannot be decoded
+    │   └── BadImagesError                             more bad images than were allowed
+    ├── BackboneError          (ValueError)        unknown backbone, impossible image size
+    ├── WeightsError           (ValueError)        a weights file that does not fit
+    │   └── WeightsUnavailableError (FileNotFoundError)
+    ├── AssetError             (FileNotFoundError) a file to be fetched that cannot be had
+    ├── EngineError            (RuntimeError)      an engine that cannot run, or disagrees
+    ├── CacheError             (ValueError)        anything about a feature cache
+    │   ├── CacheNotFoundError     (FileNotFoundError)
+    │   ├── CacheFormatError                           not a cache, or of an unknown version
+    │   ├── CacheCorruptError                          bytes that are not what was written
+    │   ├── RecipeMismatchError                        a cache made by another recipe
+    │   ├── CacheLockedError       (BlockingIOError)   another process is writing it
+    │   └── CacheFullError         (OSError)           no room left to write
+    ├── OutputExistsError      (FileExistsError)   a result that would be overwritten
+    ├── DataError              (ValueError)        labels or features that cannot be learnt from
+    ├── ParameterError         (ValueError)        a parameter out of its range
+    ├── RunError               (ValueError)        a run folder that is missing or not whole
+    └── TrainingError          (RuntimeError)      training that went wrong (a loss of NaN)
+
+Each is also a builtin kind of error, so both ways of catching work::
+
+    try:
+        cache = FeatureCache.open("fashion.h5")
+    except HeadstartError as error:
+        print(error)  # one line: what was found, what was expected, how to mend it
+        raise SystemExit(error.exit_code)
+
+``exit_code`` is what a command ends with: 2 where the user can mend it by calling differently,
+1 where the machine or the data failed.
+"""
+
+from __future__ import annotations
+
+
+class HeadstartError(Exception):
+    """Base of every error that is raised on purpose."""
+
+    exit_code: int = 2
+
+
+class SourceError(HeadstartError, ValueError):
+    """A source whose images cannot be listed or understood."""
+
+
+class UnknownSourceError(SourceError, LookupError):
+    """A source that is neither a built-in set nor anything on disk."""
+
+
+class DataUnavailableError(SourceError, FileNotFoundError):
+    """A built-in set that is not on this machine and could not be downloaded."""
+
+    exit_code = 1
+
+
+class BadImageError(SourceError):
+    """One image that cannot be decoded; the message is the reason, without the path."""
+
+
+class BadImagesError(SourceError):
+    """More images are bad than were allowed."""
+
+    exit_code = 1
+
+
+class BackboneError(HeadstartError, ValueError):
+    """A backbone that is not registered, or an image size that it cannot take."""
+
+
+class WeightsError(HeadstartError, ValueError):
+    """A weights file that does not fit the backbone."""
+
+
+class WeightsUnavailableError(WeightsError, FileNotFoundError):
+    """Weights that are not on this machine and could not be downloaded."""
+
+
+class AssetError(HeadstartError, FileNotFoundError):
+    """A file that is nowhere, cannot be downloaded, or is not the official one of its name."""
+
+    exit_code = 1
+
+
+class EngineError(HeadstartError, RuntimeError):
+    """An engine that is not installed, cannot run, or disagrees with the reference."""
+
+    exit_code = 1
+
+
+class CacheError(HeadstartError, ValueError):
+    """Anything about a feature cache."""
+
+
+class CacheNotFoundError(CacheError, FileNotFoundError):
+    """There is no cache at the path."""
+
+
+class CacheFormatError(CacheError):
+    """The file is not a feature cache, or of a format version that is not known."""
+
+
+class CacheCorruptError(CacheError):
+    """The file is a cache, but not the bytes that were written."""
+
+    exit_code = 1
+
+
+class RecipeMismatchError(CacheError):
+    """The cache holds features that another recipe made."""
+
+
+class CacheLockedError(CacheError, BlockingIOError):
+    """Another process is writing the cache."""
+
+    exit_code = 1
+
+
+class CacheFullError(CacheError, OSError):
+    """The file system has no room left for the cache."""
+
+    exit_code = 1
+
+
+class OutputExistsError(HeadstartError, FileExistsError):
+    """A result is already there, and overwriting it was not asked for."""
+
+
+class DataError(HeadstartError, ValueError):
+    """Labels or features that cannot be learnt from."""
+
+
+class ParameterError(HeadstartError, ValueError):
+    """A parameter of a model, or of how it is trained, that is out of its range."""
+
+
+class RunError(HeadstartError, ValueError):
+    """A run folder that is missing, not whole, or not of this program."""
+
+
+class TrainingError(HeadstartError, RuntimeError):
+    """Training that went wrong in a way that no option mends by itself."""
+
+    exit_code = 1

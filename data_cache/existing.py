@@ -1,0 +1,66 @@
+"""What a bound cache holds before an update, features aside, and where those are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_cache.bound import BadRow
+from data_cache.cache import FeatureCache
+from data_cache.errors import CacheError
+from data_cache.layout import Storage, parts_folder
+from data_cache.parts import recipe_mismatch
+from data_cache.recipe import Provenance, Recipe
+from data_cache.rows import Manifest
+from data_cache.shards import StoredRows
+
+
+@dataclass(frozen=True)
+class Existing:
+    """A bound cache: its rows, what was left out, where its features are and how they are kept.
+
+    ``stores`` is empty for a sharded cache, whose features are in the shards beside it.
+    """
+
+    manifest: Manifest
+    bad_rows: tuple[BadRow, ...]
+    stores: tuple[StoredRows, ...]
+    provenance: Provenance
+    storage: Storage
+
+
+def read_existing(path: Path, recipe: Recipe) -> Existing:
+    """Return what the cache at ``path`` holds, whole and checked.
+
+    Raises
+    ------
+    RecipeMismatchError
+        It was made by another recipe.
+    CacheFormatError, CacheCorruptError
+        It is no cache, or not what was written.
+    CacheError
+        It is an index that was given another name than its folder of shards.
+    """
+    with FeatureCache.open(path, check="never") as cache:
+        if cache.recipe != recipe:
+            raise recipe_mismatch(path, cache.recipe, recipe)
+    with FeatureCache.open(path) as cache:
+        _check_folder(cache)
+        return Existing(
+            manifest=cache.manifest(),
+            bad_rows=cache.bad_rows(),
+            stores=() if cache.storage.sharded else tuple(cache.stores()),
+            provenance=cache.provenance,
+            storage=cache.storage,
+        )
+
+
+def _check_folder(cache: FeatureCache) -> None:
+    """Raise :class:`CacheError` unless the shards of a cache are where an update expects them."""
+    expected = parts_folder(cache.path)
+    for shard in cache.shards:
+        if shard.parent != expected:
+            raise CacheError(
+                f"{cache.path} is an index of the shards in {shard.parent}; an update expects them "
+                f"in {expected}: give the index its old name back, and run again"
+            )

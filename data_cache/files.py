@@ -1,0 +1,98 @@
+"""Files that are whole or not there: temporary names, digests, outputs that are never clobbered."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from data_cache.errors import OutputExistsError
+
+TEMPORARY_MARK = ".tmp-"
+"""In the name of every file that is not finished; such a file is never read."""
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary name beside ``path``; on success it becomes ``path``, durably.
+
+    The file is fsynced and renamed over ``path``, then its folder is fsynced. Whatever ends the
+    body early, Ctrl-C included, removes the temporary file and leaves ``path`` as it was.
+    """
+    temporary = temporary_name(path)
+    try:
+        yield temporary
+        sync(temporary)
+        temporary.replace(path)
+        sync(path.parent)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def whole_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """Yield an empty temporary folder beside ``path``; on success it becomes ``path``.
+
+    Raises
+    ------
+    OutputExistsError
+        ``path`` exists and ``overwrite`` is false; nothing has been written then.
+    """
+    refuse_existing(path, overwrite=overwrite)
+    temporary = temporary_name(path)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        _swap_in(temporary, path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def refuse_existing(path: Path, *, overwrite: bool) -> None:
+    """Raise :class:`OutputExistsError` if ``path`` exists and ``overwrite`` is false."""
+    if path.exists() and not overwrite:
+        raise OutputExistsError(
+            f"{path} exists already: choose another --output, or replace it with --overwrite"
+        )
+
+
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 (64 hex digits) of a file's bytes, read in blocks."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def temporary_name(path: Path) -> Path:
+    """Return an unused name in the folder of ``path`` that marks an unfinished file."""
+    return path.with_name(f".{path.name}{TEMPORARY_MARK}{uuid.uuid4().hex[:12]}")
+
+
+def sync(path: Path) -> None:
+    """Flush a file or a folder to the disk; a folder that cannot be flushed (Windows) is left."""
+    if path.is_dir() and os.name == "nt":
+        return
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _swap_in(temporary: Path, path: Path) -> None:
+    """Rename ``temporary`` to ``path``; a folder already there steps aside, then goes."""
+    if not path.exists():
+        temporary.rename(path)
+        return
+    aside = temporary_name(path)
+    path.rename(aside)
+    temporary.rename(path)
+    if aside.is_dir():
+        shutil.rmtree(aside)
+    else:
+        aside.unlink()

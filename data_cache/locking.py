@@ -1,0 +1,73 @@
+"""One writer at a time, and what it says when it cannot write."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import filelock
+
+from data_cache.errors import CacheError, CacheFullError, CacheLockedError, HeadstartError
+from data_cache.layout import lock_file
+
+_FULL = frozenset({errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)})
+
+
+@contextmanager
+def locked(path: Path, wait_seconds: float = 0.0) -> Iterator[None]:
+    """Hold the cache at ``path`` for writing; the system lets go of it with the process.
+
+    Raises
+    ------
+    CacheLockedError
+        Another process holds it, and still did after ``wait_seconds``.
+    CacheError
+        Nothing can be written there.
+    """
+    lock = filelock.FileLock(lock_file(path))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=wait_seconds)
+    except filelock.Timeout as error:
+        raise CacheLockedError(
+            f"{path} is being written by another process: wait for it to finish"
+        ) from error
+    except OSError as error:
+        raise CacheError(
+            f"{path} cannot be written ({error.strerror}): choose another --output"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Say plainly why the cache at ``path`` cannot be written.
+
+    Raises
+    ------
+    CacheFullError
+        The body ran out of space, or of quota; the message says what to free.
+    CacheError
+        The system refused otherwise: no permission, a read-only or broken disk.
+    """
+    try:
+        yield
+    except HeadstartError:
+        raise
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise CacheError(
+                f"{path} could not be written: {error.strerror or error}; what is finished is kept"
+            ) from error
+        folder = path.absolute().parent
+        free = shutil.disk_usage(folder).free
+        raise CacheFullError(
+            f"no room left to write {path}: {free / 1e6:,.0f} MB free in {folder}; free some "
+            "space there, then run the same command again, which goes on from what is finished"
+        ) from error

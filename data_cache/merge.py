@@ -1,0 +1,135 @@
+"""Put several caches of one recipe together into one; nothing is extracted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+
+from data_cache.bound import BadRow
+from data_cache.cache import FeatureCache
+from data_cache.digests import KeyIndex, as_keys
+from data_cache.errors import CacheError, RecipeMismatchError
+from data_cache.files import refuse_existing
+from data_cache.manifests import concatenate, relabel
+from data_cache.recipe import Provenance
+from data_cache.rows import BadImage, Manifest, Rows
+from data_cache.update import CacheUpdate, UpdateOptions
+
+
+def merge(
+    paths: Sequence[Path],
+    output: Path,
+    *,
+    prefix: bool = False,
+    overwrite: bool = False,
+    sharded: bool = False,
+) -> Manifest:
+    """Write the rows of several caches into one at ``output``; return what it holds.
+
+    Rows with the same id, content and class in the same split are one. Classes are joined by name,
+    in the order in which they appear. With ``prefix`` the ids start with the name of the cache
+    that they come from, ``birds/train/000017``.
+
+    Raises
+    ------
+    RecipeMismatchError
+        The caches were made by different recipes.
+    CacheError
+        An id stands for different images, or for different classes, in two caches; or one stores
+        float16 and another float32.
+    OutputExistsError
+        ``output`` exists and ``overwrite`` is false.
+    """
+    refuse_existing(output, overwrite=overwrite)
+    with ExitStack() as stack:
+        caches = [stack.enter_context(FeatureCache.open(path)) for path in paths]
+        _check_recipes(caches)
+        options = UpdateOptions(storage=replace(caches[0].storage, sharded=sharded))
+        names = [f"{cache.path.stem}/" if prefix else "" for cache in caches]
+        manifest = _merged([_named(*pair) for pair in zip(caches, names, strict=True)])
+        with CacheUpdate.begin(
+            output, caches[0].recipe, _provenance(caches), overwrite=overwrite, options=options
+        ) as update:
+            bad_images: dict[BadImage, None] = {}
+            for cache, name in zip(caches, names, strict=True):
+                bad_rows = _named_bad_rows(cache, name)
+                update.lend(cache.stores(), bad_rows)
+                bad_images |= dict.fromkeys(row.image for row in bad_rows)
+            update.bind(manifest, list(bad_images))
+    return manifest
+
+
+def _check_recipes(caches: Sequence[FeatureCache]) -> None:
+    """Refuse caches of different recipes, naming two and how they differ."""
+    first = caches[0]
+    for other in caches[1:]:
+        if other.recipe != first.recipe:
+            differences = ", ".join(first.recipe.differences(other.recipe))
+            raise RecipeMismatchError(
+                f"{other.path} was made otherwise than {first.path} ({differences} there): only "
+                "caches of one recipe can be merged"
+            )
+        if other.storage.dtype != first.storage.dtype:
+            raise CacheError(
+                f"{other.path} stores {other.storage.dtype} and {first.path} {first.storage.dtype}:"
+                " only caches of one precision can be merged"
+            )
+
+
+def _named(cache: FeatureCache, name: str) -> Manifest:
+    """Return the manifest of a cache, its ids with a name before them."""
+    manifest = cache.manifest()
+    if not name:
+        return manifest
+    splits = {
+        split: replace(rows, ids=np.char.add(name.encode(), rows.ids))
+        for split, rows in manifest.splits.items()
+    }
+    return Manifest(manifest.classes, splits)
+
+
+def _named_bad_rows(cache: FeatureCache, name: str) -> list[BadRow]:
+    """Return the images that were left out of a cache, their ids with a name before them."""
+    return [
+        replace(row, image=replace(row.image, id=name + row.image.id)) for row in cache.bad_rows()
+    ]
+
+
+def _merged(manifests: Sequence[Manifest]) -> Manifest:
+    """Return every row of some manifests, each once."""
+    classes = tuple(dict.fromkeys(name for one in manifests for name in one.classes))
+    names = dict.fromkeys(split for one in manifests for split in one.splits)
+    splits = {}
+    for split in names:
+        parts = [
+            relabel(m.splits[split], m.classes, classes) for m in manifests if split in m.splits
+        ]
+        splits[split] = _distinct(split, concatenate(parts))
+    return Manifest(classes, splits)
+
+
+def _distinct(split: str, rows: Rows) -> Rows:
+    """Return rows without those that say what an earlier one says."""
+    first = KeyIndex(rows.ids).find(rows.ids)
+    again = first < np.arange(len(rows))
+    before, after = rows.take(first[again]), rows.take(again)
+    differs = as_keys(before.content) != as_keys(after.content)
+    differs |= before.labels != after.labels
+    if differs.any():
+        raise CacheError(
+            f"{split}: {int(differs.sum()):,} ids stand for different images or classes in two "
+            f"caches (first: {after.ids[differs][0].decode()}): tell them apart with --prefix"
+        )
+    return rows.take(~again)
+
+
+def _provenance(caches: Sequence[FeatureCache]) -> Provenance:
+    """Return the provenance of the first cache, with the sources of all."""
+    sources = dict.fromkeys(cache.provenance.source for cache in caches)
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    return replace(caches[0].provenance, source="; ".join(sources), created=created)

@@ -1,0 +1,129 @@
+"""Shards: bounded, immutable files of finished feature rows, keyed by content.
+
+A shard knows nothing of splits, labels or order; those live in the manifest that binds it. It is
+built in memory, written under a temporary name, fsynced and renamed, so it is whole or not there.
+Its name is made from the contents it holds: the same rows give the same name on any machine, and
+two writers never need to agree on a number.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from data_cache.checking import Checking, check_whole
+from data_cache.digests import Content, block_digests, shard_context
+from data_cache.files import whole_file
+from data_cache.hdf5 import open_hdf5, read_slice, write_all, write_column
+from data_cache.identity import check_format, read_recipe, write_identity
+from data_cache.layout import SEAL_BYTES, SHARD_PATTERN, Storage, chunk_rows
+from data_cache.recipe import Recipe
+from data_cache.seal import Seal, read_seal
+from data_cache.statistics import StatisticsAccumulator, write_statistics
+from data_cache.storage import create_features, read_storage, write_block_digests, write_storage
+
+
+@dataclass(frozen=True)
+class StoredRows:
+    """Finished feature rows in one file: a shard, or a split of a bound cache.
+
+    Attributes
+    ----------
+    path : the file
+    dataset : name of its (N, d) data set of features
+    content : (n, 32) uint8, the digests of what made the rows
+    rows : (n,) int64, where they are in the data set
+    n_features : d
+    """
+
+    path: Path
+    dataset: str
+    content: Content
+    rows: NDArray[np.int64]
+    n_features: int
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A shard that is whole: its rows, its recipe, its storage, the digest of its seal."""
+
+    stored: StoredRows
+    recipe: Recipe
+    storage: Storage
+    digest: str
+
+
+def write_shard(
+    folder: Path,
+    recipe: Recipe,
+    content: Content,
+    features: NDArray[np.float32],
+    storage: Storage,
+) -> Shard:
+    """Write a whole shard of features (n, d) and return it; one already there is kept."""
+    path = folder / shard_name(recipe, content)
+    if not path.exists():
+        image = _shard_bytes(recipe, content, features, storage)
+        with whole_file(path) as temporary, temporary.open("wb", buffering=0) as stream:
+            write_all(stream, image)
+    return read_shard(path)
+
+
+def shard_name(recipe: Recipe, content: Content) -> str:
+    """Return the file name for these rows of this recipe."""
+    digest = hashlib.sha256(bytes.fromhex(recipe.digest()) + content.tobytes()).hexdigest()
+    return SHARD_PATTERN.replace("*", digest[:24])
+
+
+def read_shard(path: Path, check: Checking = "always") -> Shard:
+    """Return a shard whose seal holds; all of it is read as often as ``check`` says.
+
+    Raises
+    ------
+    CacheCorruptError, CacheFormatError
+        The shard is not what was written, or not a shard of this format version.
+    """
+    seal = read_seal(path)
+    check_whole([path], check)
+    with open_hdf5(path) as file:
+        check_format(file, "shard")
+        content = read_slice(file["content"], slice(None))
+        features = file["features"]
+        stored = StoredRows(path, "features", content, np.arange(len(content)), features.shape[1])
+        return Shard(stored, read_recipe(file), read_storage(file), seal.digest)
+
+
+def _shard_bytes(
+    recipe: Recipe, content: Content, features: NDArray[np.float32], storage: Storage
+) -> memoryview:
+    """Return every byte of a shard's file."""
+    image = io.BytesIO()
+    with h5py.File(image, "w", userblock_size=SEAL_BYTES) as file:
+        write_identity(file, "shard", recipe)
+        write_storage(file, storage)
+        _write_rows(file, content, features.astype(storage.dtype), storage)
+    view = image.getbuffer()
+    digest = hashlib.sha256(view[SEAL_BYTES:]).hexdigest()
+    view[:SEAL_BYTES] = Seal(digest, len(view)).block()
+    return view
+
+
+def _write_rows(
+    file: h5py.File, content: Content, features: NDArray[np.floating], storage: Storage
+) -> None:
+    """Write the columns of a shard, the statistics, and the digest of each block of rows."""
+    n_block_rows = chunk_rows(features.shape[1])
+    context = shard_context(file.attrs["recipe_digest"])
+    gathered = StatisticsAccumulator(features.shape[1])
+    gathered.add(features)
+    write_column(file, "content", content, n_block_rows)
+    create_features(file, features.shape, storage)[...] = features
+    write_statistics(file, gathered.result())
+    digests = block_digests(context, (content, features), n_block_rows)
+    write_block_digests(file, list(digests), n_block_rows)

@@ -1,0 +1,380 @@
+"""Write a cache: the one writer, which a kill at any instant leaves whole.
+
+An update takes the lock, says what is missing (:meth:`CacheUpdate.plan`), takes finished feature
+rows (:meth:`CacheUpdate.append`), which become durable shard by shard, and binds everything into
+one file at the end (:meth:`CacheUpdate.bind`). Until then the cache that was there stays as it was.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_cache.bound import BadRow, Contents, write_bound
+from data_cache.digests import Content
+from data_cache.errors import CacheError, CacheFullError
+from data_cache.existing import Existing, read_existing
+from data_cache.files import TEMPORARY_MARK
+from data_cache.join import Joined, join
+from data_cache.layout import DIGEST_BYTES, Storage
+from data_cache.locking import locked, writing
+from data_cache.manifests import all_keys, check_manifest, same_manifest, without
+from data_cache.parts import Parts
+from data_cache.plan import Plan, find_known_bad, missing_rows
+from data_cache.recipe import Provenance, Recipe
+from data_cache.rows import BadImage, Manifest
+from data_cache.shards import Shard, StoredRows
+from data_cache.stock import Stock
+from data_cache.storage import as_stored
+
+
+@dataclass(frozen=True)
+class UpdateOptions:
+    """How an update treats what is there, and how it writes.
+
+    Attributes
+    ----------
+    prune : remove rows that are no longer in the source
+    append : the source is added; the rows of the cache are no part of it and stay
+    retry_bad : decode again what an earlier run could not decode
+    storage : how features are kept; None keeps the way of what is there
+    shard_rows, shard_seconds : a shard is finished at so many rows, or after so long
+    wait_seconds : how long to wait for another writer before refusing
+    """
+
+    prune: bool = False
+    append: bool = False
+    retry_bad: bool = False
+    storage: Storage | None = None
+    shard_rows: int = 4096
+    shard_seconds: float = 60.0
+    wait_seconds: float = 0.0
+
+
+class CacheUpdate:
+    """An update of the cache at ``path``, which it holds locked; a context manager.
+
+    Make it with :meth:`begin`. Leaving the context, even by an exception, makes durable what was
+    appended, but binds nothing.
+    """
+
+    def __init__(
+        self, path: Path, recipe: Recipe, provenance: Provenance, options: UpdateOptions
+    ) -> None:
+        self.path = path
+        self.recipe = recipe
+        self.provenance = provenance
+        self.options = options
+        self.parts = Parts(path, recipe)
+        self._storage = options.storage or Storage()
+        self._resources = ExitStack()
+        self._existing: Existing | None = None
+        self._lent: list[StoredRows] = []
+        self._lent_bad: dict[BadImage, bytes] = {}
+        self._planned: Manifest | None = None
+        self._pending = _Pending()
+
+    @classmethod
+    def begin(
+        cls,
+        path: Path | str,
+        recipe: Recipe,
+        provenance: Provenance,
+        *,
+        overwrite: bool = False,
+        options: UpdateOptions | None = None,
+    ) -> CacheUpdate:
+        """Lock the cache and find what is there: the bound file, and shards that are finished.
+
+        With ``overwrite`` an existing cache is replaced when the new one is bound, and not
+        before; only the shards that an interrupted run of the same recipe left are used.
+
+        Raises
+        ------
+        CacheLockedError
+            Another process is writing the cache.
+        RecipeMismatchError
+            The cache, or a shard of it, was made by another recipe.
+        CacheCorruptError, CacheFormatError
+            What is there is not what was written, or no cache.
+        CacheError
+            What is there is stored with another precision than ``options`` ask for.
+        """
+        update = cls(Path(path), recipe, provenance, options or UpdateOptions())
+        try:
+            update._take_over(overwrite=overwrite)
+        except BaseException:
+            update.close()
+            raise
+        return update
+
+    def __enter__(self) -> CacheUpdate:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            if not isinstance(error, CacheFullError):
+                self.checkpoint()
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Release the lock; what was appended since the last shard is lost."""
+        self._resources.close()
+
+    def plan(self, manifest: Manifest, unreadable: Sequence[BadImage] = ()) -> Plan:
+        """Return what is missing for this manifest, and why.
+
+        ``unreadable`` are images that are not in the manifest since they could not even be read.
+
+        Raises
+        ------
+        CacheError
+            The manifest contradicts itself, or cannot be appended to what is there.
+        """
+        check_manifest(manifest)
+        self._planned = manifest
+        bad = () if self.options.retry_bad else find_known_bad(manifest, self._old_bad_rows())
+        joined = self._join(without(manifest, [row.image for row in bad]))
+        missing = missing_rows(manifest, self._stock(), bad)
+        all_bad = self._bad_rows(manifest, [*unreadable, *(row.image for row in bad)])
+        nothing_missing = not any(map(len, missing.values()))
+        return Plan(
+            missing=missing,
+            n_rows=len(manifest),
+            n_new=joined.n_new,
+            n_moved=joined.n_moved,
+            n_changed=joined.n_changed,
+            n_relabeled=joined.n_relabeled,
+            n_finished=self._n_finished(manifest),
+            n_gone=joined.n_gone,
+            known_bad=tuple(row.image for row in bad),
+            prune=self.options.prune,
+            is_up_to_date=nothing_missing and self._holds(joined.manifest, all_bad),
+        )
+
+    def append(self, content: Content, features: NDArray[np.float32]) -> None:
+        """Take finished rows: ``content`` (m, 32) uint8, ``features`` (m, d) float32.
+
+        A shard is written, and durable, whenever enough rows or seconds have gathered.
+
+        Raises
+        ------
+        DataError
+            A feature is NaN, infinite, or too large for the storage.
+        CacheFullError
+            There is no room left; the cache and every finished shard stay valid.
+        """
+        if features.shape[:1] != content.shape[:1] or features.ndim != content.ndim:
+            raise CacheError(f"contents {content.shape} came with features {features.shape}")
+        as_stored(features, self._storage)
+        self._pending.add(content, features)
+        while self._pending.n_rows >= self.options.shard_rows:
+            self._write_shard()
+        if self._pending.age() > self.options.shard_seconds:
+            self.checkpoint()
+
+    def checkpoint(self) -> None:
+        """Make every row that was appended so far durable, in shards of bounded size."""
+        while self._pending.n_rows:
+            self._write_shard()
+
+    def lend(self, stores: Iterable[StoredRows], bad_rows: Iterable[BadRow] = ()) -> None:
+        """Let rows be bound that lie in other files of the same recipe, and be left out, if bad."""
+        self._lent.extend(stores)
+        self._lent_bad.update((row.image, row.content) for row in bad_rows)
+
+    def bind(self, manifest: Manifest, bad_images: Sequence[BadImage] = ()) -> None:
+        """Write the one self-contained file for this manifest, then drop the shards in it.
+
+        Rows of ``bad_images`` are left out. A cache that says all this already stays untouched.
+        With sharded storage the file is an index, and the shards that it names stay.
+
+        Raises
+        ------
+        CacheError
+            Features of a row are missing.
+        CacheFullError
+            There is no room for the new file beside the old one, which stays as it was.
+        """
+        self.checkpoint()
+        check_manifest(manifest)
+        joined = self._join(without(manifest, bad_images)).manifest
+        bad_rows = self._bad_rows(manifest, bad_images)
+        if not self._holds(joined, bad_rows):
+            contents = Contents(joined, bad_rows, self.recipe, self._new_provenance())
+            with writing(self.path):
+                self._write(contents)
+        self._drop_shards(joined)
+
+    def _write_shard(self) -> None:
+        """Write the rows that have waited longest, as many as a shard takes."""
+        with writing(self.path):
+            self.parts.write(*self._pending.first(self.options.shard_rows), self._storage)
+        self._pending.drop(self.options.shard_rows)
+
+    def _take_over(self, *, overwrite: bool) -> None:
+        """Take the lock, clear what a killed run left, and find what is finished."""
+        self._resources.enter_context(locked(self.path, self.options.wait_seconds))
+        for stray in self.path.parent.glob(f".{self.path.name}{TEMPORARY_MARK}*"):
+            stray.unlink(missing_ok=True)
+        self.parts.clear_unfinished()
+        if self.path.exists() and not overwrite:
+            self._existing = read_existing(self.path, self.recipe)
+        self.parts.find(overwrite=overwrite)
+        self._storage = self._agreed_storage()
+
+    def _agreed_storage(self) -> Storage:
+        """Return how to store features: as asked, which must keep the precision that is there."""
+        found = self._existing.storage if self._existing else None
+        dtype = found.dtype if found else self.parts.dtype()
+        asked = self.options.storage or found or Storage(dtype or Storage.dtype)
+        if dtype is not None and dtype != asked.dtype:
+            raise CacheError(
+                f"{self.path} stores {dtype}, and {asked.dtype} was asked for: use another "
+                "--output, or replace it with --overwrite"
+            )
+        return asked
+
+    def _join(self, manifest: Manifest) -> Joined:
+        """Join a manifest with the rows of the bound cache."""
+        old = self._existing.manifest if self._existing else None
+        return join(old, manifest, prune=self.options.prune, append=self.options.append)
+
+    def _bound_stores(self) -> tuple[StoredRows, ...]:
+        """Return the features that the bound cache holds."""
+        return self._existing.stores if self._existing else ()
+
+    def _stock(self) -> Stock:
+        """Return every finished row: of the shards, of the bound cache, and those lent."""
+        shards = [shard.stored for shard in self.parts.shards]
+        return Stock([*shards, *self._bound_stores(), *self._lent])
+
+    def _n_finished(self, manifest: Manifest) -> int:
+        """Count the rows of a manifest whose features are in shards and not in the cache."""
+        shards = Stock([shard.stored for shard in self.parts.shards])
+        bound = Stock(self._bound_stores())
+        contents = [rows.content for rows in manifest.splits.values()]
+        return sum(int((shards.has(one) & ~bound.has(one)).sum()) for one in contents)
+
+    def _old_bad_rows(self) -> tuple[BadRow, ...]:
+        """Return the images that an earlier run could not decode."""
+        return self._existing.bad_rows if self._existing else ()
+
+    def _bad_rows(self, manifest: Manifest, images: Sequence[BadImage]) -> tuple[BadRow, ...]:
+        """Return the images that are left out, with their contents where those are known."""
+        named = self._planned or manifest
+        found = tuple(
+            BadRow(image, self._lent_bad.get(image) or _content_of(named, image))
+            for image in images
+        )
+        if not self.options.append:
+            return found
+        return (*(row for row in self._old_bad_rows() if row.image not in images), *found)
+
+    def _holds(self, manifest: Manifest, bad_rows: Sequence[BadRow]) -> bool:
+        """Return whether the bound cache says just this, stored as it should be."""
+        old = self._existing
+        return (
+            old is not None
+            and old.storage == self._storage
+            and set(old.bad_rows) == set(bad_rows)
+            and same_manifest(old.manifest, manifest)
+        )
+
+    def _new_provenance(self) -> Provenance:
+        """Return the provenance to record: with ``append``, every source by name."""
+        if not (self._existing and self.options.append):
+            return self.provenance
+        sources = dict.fromkeys([self._existing.provenance.source, self.provenance.source])
+        return replace(self.provenance, source="; ".join(sources))
+
+    def _write(self, contents: Contents) -> None:
+        """Write the bound file; for sharded storage every row is brought into a shard first."""
+        stock = self._stock()
+        if self._storage.sharded:
+            self._shard_rest(contents.manifest)
+            stock = Stock([shard.stored for shard in self._shards_in_use(contents.manifest)])
+        write_bound(self.path, contents, stock, self._storage)
+
+    def _shard_rest(self, manifest: Manifest) -> None:
+        """Copy into shards the rows of a manifest that lie elsewhere."""
+        stock, in_shards = self._stock(), Stock([shard.stored for shard in self.parts.shards])
+        for split, rows in missing_rows(manifest, in_shards, ()).items():
+            for start in range(0, len(rows), self.options.shard_rows):
+                batch = rows[start : start + self.options.shard_rows]
+                content = manifest.splits[split].content[batch]
+                self.parts.write(content, stock.read(content), self._storage)
+
+    def _shards_in_use(self, manifest: Manifest) -> list[Shard]:
+        """Return the shards that hold the rows of a manifest."""
+        stock = Stock([shard.stored for shard in self.parts.shards])
+        used = {
+            int(shard)
+            for rows in manifest.splits.values()
+            for shard in np.unique(stock.locate(rows.content)[0])
+        }
+        return [self.parts.shards[shard] for shard in sorted(used)]
+
+    def _drop_shards(self, manifest: Manifest) -> None:
+        """Remove the shards that are not needed any more, and the folder if none is left."""
+        used = self._shards_in_use(manifest) if self._storage.sharded else []
+        keep = frozenset(shard.stored.path for shard in used)
+        self.parts.drop(all_keys(manifest), keep=keep, prune=self.options.prune)
+
+
+class _Pending:
+    """Rows that were appended and are in no shard yet."""
+
+    def __init__(self) -> None:
+        self._batches: list[tuple[Content, NDArray[np.float32]]] = []
+        self._since = time.monotonic()
+
+    @property
+    def n_rows(self) -> int:
+        """How many rows wait."""
+        return sum(len(content) for content, _ in self._batches)
+
+    def add(self, content: Content, features: NDArray[np.float32]) -> None:
+        """Take a copy of some rows, whose arrays the caller may use again."""
+        if not self._batches:
+            self._since = time.monotonic()
+        self._batches.append((np.array(content, np.uint8), np.array(features, np.float32)))
+
+    def age(self) -> float:
+        """Return for how many seconds rows have waited."""
+        return time.monotonic() - self._since if self._batches else 0.0
+
+    def first(self, n_rows: int) -> tuple[Content, NDArray[np.float32]]:
+        """Return the first rows, at most ``n_rows``: (m, 32) uint8 and (m, d) float32."""
+        contents, features = zip(*self._batches, strict=True)
+        self._batches = [(np.concatenate(contents), np.concatenate(features))]
+        content, rows = self._batches[0]
+        return content[:n_rows], rows[:n_rows]
+
+    def drop(self, n_rows: int) -> None:
+        """Forget the first rows, which are durable."""
+        content, rows = self._batches[0]
+        self._batches = [(content[n_rows:], rows[n_rows:])] if len(content) > n_rows else []
+        self._since = time.monotonic()
+
+
+def _content_of(manifest: Manifest, image: BadImage) -> bytes:
+    """Return the digest of an image in a manifest; zeros for one that could not be read."""
+    if image.split not in manifest.splits:
+        return bytes(DIGEST_BYTES)
+    rows = manifest.splits[image.split]
+    at = np.flatnonzero(rows.ids == image.id.encode())
+    return rows.content[at[0]].tobytes() if len(at) else bytes(DIGEST_BYTES)

@@ -1,0 +1,1 @@
+"""Turn images into features: sources, decoding, preprocessing, backbones, engines, the pipeline."""

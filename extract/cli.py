@@ -1,0 +1,212 @@
+"""The command ``extract-features``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from data_cache.console import Command
+
+if TYPE_CHECKING:
+    from extract.extraction import ExtractionOptions, ExtractionReport
+
+_Options = TypeVar("_Options")
+_Callback = TypeVar("_Callback", bound=Callable[..., Any])
+
+_N_BAD_SHOWN = 10
+FRACTION = click.FloatRange(0, 1)
+
+
+def _apply(*options: Callable[[Any], Any]) -> Callable[[_Callback], _Callback]:
+    """Make one decorator of several options, in the order in which ``--help`` shows them."""
+
+    def decorate(callback: _Callback) -> _Callback:
+        for option in reversed(options):
+            callback = option(callback)
+        return callback
+
+    return decorate
+
+
+backbone_options = _apply(
+    click.option(
+        "--backbone",
+        default="mobilenet_v2",
+        show_default=True,
+        metavar="NAME|onnx:FILE",
+        help="The README lists the names.",
+    ),
+    click.option(
+        "--preprocess",
+        type=click.Path(path_type=Path),
+        metavar="JSON",
+        help="How pixels are scaled for onnx:FILE.",
+    ),
+    click.option(
+        "--weights",
+        default="imagenet",
+        show_default=True,
+        metavar="imagenet|FILE|random",
+        help="Keras's ImageNet weights; a file of weights or a whole Keras model; or random ones, "
+        "for tests and timing.",
+    ),
+    click.option(
+        "--image-size",
+        type=click.IntRange(min=1),
+        help="Side of the backbone's input in pixels.  [default: 96 for the built-in sets, else "
+        "the backbone's native size]",
+    ),
+    click.option(
+        "--resize-mode",
+        type=click.Choice(["stretch", "crop", "pad"]),
+        default="stretch",
+        show_default=True,
+        help="How an image becomes square.",
+    ),
+)
+
+engine_options = _apply(
+    click.option(
+        "--engine",
+        type=click.Choice(["auto", "keras", "onnx"]),
+        default="auto",
+        show_default=True,
+        help="What runs the backbone. auto: onnx on a CPU where it is installed, else keras.",
+    ),
+    click.option(
+        "--batch-size",
+        type=click.IntRange(min=1),
+        help="Images in a forward pass.  [default: measured]",
+    ),
+    click.option("--mixed-precision", is_flag=True, help="float16 on a GPU (engine keras)."),
+)
+
+source_options = _apply(
+    click.option(
+        "--format",
+        type=click.Choice(
+            ["auto", "class-folders", "split-folders", "csv", "tsv", "npz", "npy", "hdf5"]
+        ),
+        default="auto",
+        show_default=True,
+        help="What SOURCE is; auto looks.",
+    ),
+    click.option("--train-limit", type=click.IntRange(min=1), help="Use so many training images."),
+    click.option("--test-limit", type=click.IntRange(min=1), help="Use so many test images."),
+    click.option(
+        "--validation-fraction",
+        type=FRACTION,
+        help="Share of a source without splits that becomes `val`.  [default: 0]",
+    ),
+    click.option(
+        "--test-fraction",
+        type=FRACTION,
+        help="Share of a source without splits that becomes `test`.  [default: 0.2]",
+    ),
+    click.option("--seed", type=int, default=0, show_default=True, help="Of splits and draws."),
+    click.option(
+        "--rehash", is_flag=True, help="Read every file anew, even if it looks unchanged."
+    ),
+)
+
+image_options = _apply(
+    click.option(
+        "--on-bad-image",
+        type=click.Choice(["fail-late", "skip", "fail"]),
+        default="fail-late",
+        show_default=True,
+        help="fail-late: extract all others, list the bad ones, end with exit code 3; skip: end "
+        "with 0 while no more than --max-bad are bad; fail: stop at the first.",
+    ),
+    click.option(
+        "--max-bad", type=FRACTION, default=0.01, show_default=True, help="Share, for skip."
+    ),
+    click.option("--retry-bad", is_flag=True, help="Try again what could not be decoded before."),
+    click.option(
+        "--tolerate-truncated", is_flag=True, help="Decode images that break off as far as they go."
+    ),
+    click.option(
+        "--background",
+        type=click.Choice(["white", "black"]),
+        default="white",
+        show_default=True,
+        help="Behind transparent parts.",
+    ),
+    click.option("--white-level", type=float, help="White in gray images of more than 8 bits."),
+)
+
+update_options = _apply(
+    click.option("--overwrite", is_flag=True, help="Replace a cache that another recipe made."),
+    click.option("--prune", is_flag=True, help="Remove rows that are no longer in the source."),
+    click.option("--append", is_flag=True, help="Add SOURCE; what the cache holds stays."),
+)
+
+
+@click.command(cls=Command)
+@click.argument("source")
+@click.option(
+    "--output", type=click.Path(path_type=Path), required=True, help="The cache, an HDF5 file."
+)
+@backbone_options
+@source_options
+@image_options
+@engine_options
+@update_options
+@click.option("--profile", is_flag=True, help="Show where the time went.")
+@click.pass_context
+def extract_features(ctx: click.Context, source: str, output: Path, **choices: Any) -> None:
+    """Extract the features of every image in SOURCE, once, into the cache OUTPUT.
+
+    SOURCE is a built-in set (fashion_mnist, mnist, cifar10, cifar100), a folder with one folder
+    for each class, a table (CSV or TSV) with the columns path and label, or arrays (.npz, .npy,
+    .h5). An existing cache is brought up to date: only what is missing is extracted.
+
+    \b
+    Example:
+      extract-features fashion_mnist --output fashion.h5 --train-limit 4000 --test-limit 3000
+      extract-features photos/ --output photos.h5
+    """
+    from extract.extraction import extract_features as extract
+    from extract.sources import SourceOptions, open_source
+
+    opened = open_source(source, _pick(SourceOptions, choices))
+    report = extract(opened, output, _extraction_options(choices))
+    _show(report, output, with_profile=choices["profile"])
+    ctx.exit(report.exit_code)
+
+
+def _pick(kind: type[_Options], choices: dict[str, Any], **more: Any) -> _Options:
+    """Make a dataclass of options from those of the command's that have its fields' names."""
+    names = {one.name for one in fields(kind)}  # type: ignore[arg-type]
+    return kind(**{name: value for name, value in choices.items() if name in names}, **more)
+
+
+def _extraction_options(choices: dict[str, Any]) -> ExtractionOptions:
+    """Group the command's options as the library takes them."""
+    from data_cache.update import UpdateOptions
+    from extract.decode import DecodeOptions
+    from extract.extraction import ExtractionOptions
+
+    return _pick(
+        ExtractionOptions,
+        choices,
+        decoding=_pick(DecodeOptions, choices),
+        update=_pick(UpdateOptions, choices),
+    )
+
+
+def _show(report: ExtractionReport, output: Path, *, with_profile: bool) -> None:
+    """Print what was done, the images left out, and where the time went."""
+    speed = f" ({report.n_extracted / report.seconds:,.0f} images/s)" if report.n_extracted else ""
+    click.echo(f"{output}: {report.outcome}{speed}")
+    for image in report.bad_images[:_N_BAD_SHOWN]:
+        click.echo(f"left out: {image.split}/{image.id}: {image.reason}")
+    if len(report.bad_images) > _N_BAD_SHOWN:
+        click.echo(f"left out: {len(report.bad_images) - _N_BAD_SHOWN:,} more")
+    if with_profile:
+        for stage, seconds in report.profile.items():
+            click.echo(f"{stage:>8} {seconds:8.2f} core-seconds")

@@ -1,0 +1,201 @@
+"""Engines: what runs the forward pass. Every engine takes scaled pixels and returns features.
+
+``keras`` is the reference. ``onnx`` runs the same backbone, converted, several times as fast on a
+CPU; it is used only after it has agreed with the reference on a probe (:mod:`extract.convert`).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_cache.console import import_keras, say, warn
+from data_cache.errors import EngineError
+from extract.backbones import Backbone
+from extract.convert import TOLERANCE, Converted, convert, kept_folder, relative_error
+from extract.onnx_backbone import OnnxBackbone
+from extract.onnx_engines import Batch, OnnxEngine, OnnxFileEngine, expect_onnxruntime
+from extract.weights import Weights, set_weights
+
+ENGINES = ("auto", "keras", "onnx")
+
+_GPU_DEVICES = ("/dev/nvidia0", "/dev/kfd", "/dev/dxg")
+
+
+class Engine(Protocol):
+    """A frozen backbone that is ready to run.
+
+    Attributes
+    ----------
+    name : ``keras``, ``onnx``, or what else runs it; goes into the provenance
+    n_features : width of a feature row
+    n_concurrent : how many threads may and should call it at once; 1 where one call uses all cores
+    """
+
+    name: str
+    n_features: int
+    n_concurrent: int
+
+    def __call__(self, batch: Batch) -> NDArray[np.float32]:
+        """Return the features, (n, n_features) float32, of a batch (n, S, S, 3) of any n >= 1."""
+        ...
+
+
+class KerasEngine:
+    """The reference: Keras in inference mode, compiled, on whatever device TensorFlow has."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        weights: Weights,
+        image_size: int,
+        *,
+        mixed_precision: bool = False,
+    ) -> None:
+        """Build the backbone; ``mixed_precision`` computes in float16 where a GPU can.
+
+        Raises
+        ------
+        EngineError
+            ``mixed_precision`` without a GPU.
+        """
+        if mixed_precision and not has_gpu():
+            raise EngineError("mixed precision needs a GPU, and TensorFlow sees none: leave it out")
+        keras = import_keras()
+        import tensorflow as tf
+
+        policy = "mixed_float16" if mixed_precision else "float32"
+        model: Any = backbone.build(image_size, policy)
+        set_weights(model, weights)
+        self.name = "keras mixed_float16" if mixed_precision else "keras"
+        self.n_features = backbone.n_features
+        self.n_concurrent = 1
+        self._forward = tf.function(
+            lambda batch: keras.ops.cast(model(batch, training=False), "float32"),
+            input_signature=[tf.TensorSpec((None, image_size, image_size, 3), tf.float32)],
+        )
+
+    def __call__(self, batch: Batch) -> NDArray[np.float32]:
+        """Return the features of a batch; see :class:`Engine`."""
+        features: NDArray[np.float32] = self._forward(batch).numpy()
+        return features
+
+
+def choose_engine(
+    name: str,
+    backbone: Backbone | OnnxBackbone,
+    weights: Weights,
+    image_size: int,
+    *,
+    mixed_precision: bool = False,
+) -> Engine:
+    """Start the engine called ``name`` and say which it is.
+
+    ``auto`` is ``onnx`` on a CPU where ONNX Runtime is installed, else ``keras``. An ``onnx`` that
+    cannot be had, or that disagrees with the reference, gives way to ``keras`` with a warning.
+
+    Raises
+    ------
+    EngineError
+        An unknown name, ``onnx`` asked for without ONNX Runtime, or mixed precision that no GPU
+        can serve.
+    """
+    if name not in ENGINES:
+        raise EngineError(f"unknown engine {name!r}: there are {', '.join(ENGINES)}")
+    if isinstance(backbone, OnnxBackbone):
+        return _own_onnx_engine(name, backbone)
+    reason = _reason_for_keras(name, mixed_precision=mixed_precision)
+    if reason:
+        say(f"engine: keras ({reason})")
+        return KerasEngine(backbone, weights, image_size, mixed_precision=mixed_precision)
+    expect_onnxruntime()
+    try:
+        return _checked_onnx_engine(backbone, weights, image_size)
+    except EngineError as error:
+        warn(f"{error}; the engine is keras, the reference, which is slower")
+        return KerasEngine(backbone, weights, image_size)
+
+
+def has_gpu() -> bool:
+    """Tell whether TensorFlow sees a GPU; it is imported only on a machine that may have one."""
+    if not _may_have_gpu():
+        return False
+    import_keras()
+    import tensorflow as tf
+
+    return bool(tf.config.list_physical_devices("GPU"))
+
+
+def _reason_for_keras(name: str, *, mixed_precision: bool) -> str:
+    """Say why the engine is to be ``keras``; nothing where it is to be ``onnx``."""
+    if name == "keras":
+        return "asked for"
+    if mixed_precision:
+        return "mixed precision was asked for"
+    if name == "onnx":
+        return ""
+    if has_gpu():
+        return "on the GPU"
+    if importlib.util.find_spec("onnxruntime") is None:
+        return "onnxruntime, which is faster on a CPU, is not installed: pip install '.[fast]'"
+    return ""
+
+
+def _own_onnx_engine(name: str, backbone: OnnxBackbone) -> OnnxFileEngine:
+    """Start the engine of an ONNX file of the user's own."""
+    if name == "keras":
+        raise EngineError(f"{backbone.path} runs in ONNX Runtime only: leave --engine out")
+    engine = OnnxFileEngine(backbone)
+    say(f"engine: onnx ({backbone.path.name}, {engine.n_features} features)")
+    return engine
+
+
+def _checked_onnx_engine(backbone: Backbone, weights: Weights, image_size: int) -> OnnxEngine:
+    """Start ``onnx`` from what is kept, else from a new conversion; either has to agree."""
+    kept = kept_folder(backbone, weights, image_size)
+    if kept.folder.is_dir():
+        try:
+            return _agreeing(kept)
+        except EngineError as error:
+            warn(f"{error}: converting {backbone.name} again")
+    say(f"converting {backbone.name} at {image_size} pixels to ONNX, once (5 to 30 s)")
+    return _agreeing(convert(backbone, weights, image_size))
+
+
+def _agreeing(converted: Converted) -> OnnxEngine:
+    """Start ``onnx`` from a folder; raise :class:`EngineError` unless it agrees with the probe."""
+    batch, reference = converted.probe()
+    engine = OnnxEngine(converted.model)
+    error = relative_error(engine(batch), reference)
+    if not error <= TOLERANCE:
+        raise EngineError(
+            f"the features of {converted.model} are not the reference's: relative error "
+            f"{error:.1e}, expected at most {TOLERANCE:.0e}"
+        )
+    say(f"engine: onnx (agrees with keras: relative error {error:.0e})")
+    return engine
+
+
+def _may_have_gpu() -> bool:
+    """Tell, without TensorFlow, whether this machine may have a GPU for it."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in {"", "-1"}:
+        return False
+    return any(Path(device).exists() for device in _GPU_DEVICES) or _has_metal_plugin()
+
+
+def _has_metal_plugin() -> bool:
+    """Tell whether Apple's plugin for TensorFlow is installed."""
+    if platform.system() != "Darwin":
+        return False
+    try:
+        metadata.version("tensorflow-metal")
+    except metadata.PackageNotFoundError:
+        return False
+    return True

@@ -1,0 +1,256 @@
+"""The pipeline: images in, feature rows out, with every core busy and memory bounded.
+
+The images are cut into chunks. Worker threads take a chunk each through all stages: read, hash,
+decode, resize and scale, then the engine. Pillow, NumPy and the engines work outside Python's
+global lock, so one thread decodes while another runs the backbone. An engine says how many calls it
+takes at once: the ONNX engine runs one call on each core, Keras one call on all of them.
+
+Chunks come out in the order they went in, and only a few are under way at a time, so memory does
+not grow with the number of images.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import defaultdict, deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import islice
+from statistics import median
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_cache.errors import BadImageError
+from data_cache.rows import BadImage
+from extract.cores import n_cores
+from extract.decode import DecodeOptions, decode
+from extract.engines import Engine
+from extract.preprocess import Pixels, Preprocessing, preprocess
+from extract.sources import Source
+from extract.sources.base import content_digest
+
+Position = tuple[str, int]
+"""A split and a row of it."""
+
+CANDIDATE_BATCH_SIZES = (16, 8, 32, 4, 2)
+"""What ``--batch-size auto`` tries; the first is used for a source too small to measure on."""
+
+_CHUNKS_PER_CANDIDATE = 3
+_CHUNKS_AHEAD_PER_WORKER = 2
+
+
+@dataclass(frozen=True)
+class Extracted:
+    """A finished chunk.
+
+    Attributes
+    ----------
+    content : (m, 32) uint8, the SHA-256 of what was read
+    features : (m, d) float32
+    bad_images : the images of the chunk that are left out, and why
+    """
+
+    content: NDArray[np.uint8]
+    features: NDArray[np.float32]
+    bad_images: tuple[BadImage, ...]
+
+    def __len__(self) -> int:
+        return len(self.content) + len(self.bad_images)
+
+
+class Profile:
+    """Core-seconds spent in each stage, summed over the threads; safe to add to from many."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Add the processor time that this thread spends in the body to a stage."""
+        start = time.thread_time()
+        try:
+            yield
+        finally:
+            self.add(name, time.thread_time() - start)
+
+    def add(self, name: str, seconds: float) -> None:
+        """Add to a stage."""
+        with self._lock:
+            self.seconds[name] += seconds
+
+
+class BatchSizes:
+    """Gives each chunk its size; measures the candidates on real work, so nothing is wasted.
+
+    Every candidate gets the same few chunks; from then on the one whose images took the least
+    time in the median chunk is used. A size asked for by the user is used throughout.
+    """
+
+    def __init__(self, fixed: int | None = None) -> None:
+        self._fixed = fixed
+        self._untried = deque(
+            size for size in CANDIDATE_BATCH_SIZES for _ in range(_CHUNKS_PER_CANDIDATE)
+        )
+        self._measured: dict[int, list[float]] = {}
+        self._lock = threading.Lock()
+
+    def next_size(self) -> int:
+        """Return the size of the next chunk."""
+        if self._fixed:
+            return self._fixed
+        with self._lock:
+            return self._untried.popleft() if self._untried else self._best()
+
+    def report(self, n_images: int, seconds: float) -> None:
+        """Take note of how long the engine took for a batch."""
+        with self._lock:
+            self._measured.setdefault(n_images, []).append(seconds / n_images)
+
+    def _best(self) -> int:
+        """Return the candidate with the least time an image, as far as is known."""
+        known = {size: self._measured.get(size) for size in CANDIDATE_BATCH_SIZES}
+        rated = {size: median(times) for size, times in known.items() if times}
+        return min(rated, key=rated.__getitem__, default=CANDIDATE_BATCH_SIZES[0])
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """The stages that every image goes through.
+
+    Attributes
+    ----------
+    source : gives what was hashed: the bytes of a file, or the row of an array
+    decoding, preprocessing : what becomes of it
+    engine : the backbone
+    batch_size : images in a chunk, or None to measure
+    n_workers : threads that take chunks
+    """
+
+    source: Source
+    decoding: DecodeOptions
+    preprocessing: Preprocessing
+    engine: Engine
+    batch_size: int | None = None
+    n_workers: int = field(default_factory=n_cores)
+    profile: Profile = field(default_factory=Profile)
+
+    def run(self, positions: Iterator[Position]) -> Iterator[Extracted]:
+        """Yield the finished chunks of the images at ``positions``, in order.
+
+        Closing the iterator, or an exception such as Ctrl-C, waits for the chunks under way and
+        drops those that have not begun.
+        """
+        sizes = BatchSizes(self.batch_size)
+        turns = threading.Semaphore(self.engine.n_concurrent)
+        waiting: deque[Future[Extracted]] = deque()
+        with ThreadPoolExecutor(self.n_workers, "extract") as pool:
+            try:
+                while chunk := list(islice(positions, sizes.next_size())):
+                    waiting.append(pool.submit(self._extract, chunk, sizes, turns))
+                    if len(waiting) >= self.n_workers * _CHUNKS_AHEAD_PER_WORKER:
+                        yield waiting.popleft().result()
+                while waiting:
+                    yield waiting.popleft().result()
+            finally:
+                for future in waiting:
+                    future.cancel()
+
+    def _extract(
+        self, chunk: Sequence[Position], sizes: BatchSizes, turns: threading.Semaphore
+    ) -> Extracted:
+        """Take a chunk through all stages."""
+        batch = _Batch(len(chunk), self.preprocessing, self.profile)
+        contents: list[bytes] = []
+        bad_images: list[BadImage] = []
+        for position in chunk:
+            expected = self._expected_content(position)
+            try:
+                batch.add(self._decoded(position, expected))
+                contents.append(expected)
+            except BadImageError as error:
+                bad_images.append(self._bad_image(position, error))
+        content = np.frombuffer(b"".join(contents), np.uint8).reshape(-1, 32)
+        with turns:
+            features = self._forward(batch.finish(), sizes)
+        return Extracted(content, features, tuple(bad_images))
+
+    def _decoded(self, position: Position, expected: bytes) -> Pixels:
+        """Read one image, see that it is the one that was listed, and decode it."""
+        with self.profile.stage("read"):
+            raw = self.source.fetch(*position)
+        with self.profile.stage("hash"):
+            if content_digest(raw) != expected:
+                raise BadImageError("it was changed while its features were extracted: run again")
+        with self.profile.stage("decode"):
+            return decode(raw, self.decoding)
+
+    def _forward(self, batch: NDArray[np.float32], sizes: BatchSizes) -> NDArray[np.float32]:
+        """Run the engine, and note how long it took."""
+        if not len(batch):
+            return np.empty((0, self.engine.n_features), np.float32)
+        start = time.perf_counter()
+        features = self.engine(batch)
+        seconds = time.perf_counter() - start
+        sizes.report(len(batch), seconds)
+        n_cores_used = self.n_workers / min(self.n_workers, self.engine.n_concurrent)
+        self.profile.add("forward", seconds * n_cores_used)
+        return features
+
+    def _expected_content(self, position: Position) -> bytes:
+        """Return the content digest that the source listed for an image."""
+        split, row = position
+        return self.source.manifest.splits[split].content[row].tobytes()
+
+    def _bad_image(self, position: Position, error: BadImageError) -> BadImage:
+        """Return the entry of an image in the list of those left out."""
+        split, row = position
+        return BadImage(split, self.source.manifest.splits[split].ids[row].decode(), str(error))
+
+
+class _Batch:
+    """The scaled images of a chunk; small ones of one shape are scaled together, at half the cost.
+
+    Large ones are scaled at once, so that only one is held decoded; so are floating-point ones,
+    which scaling may refuse, each for itself.
+    """
+
+    def __init__(self, size: int, preprocessing: Preprocessing, profile: Profile) -> None:
+        side = preprocessing.image_size
+        self._images = np.empty((size, side, side, 3), np.float32)
+        self._n_scaled = 0
+        self._waiting: list[NDArray[Any]] = []
+        self._preprocessing = preprocessing
+        self._profile = profile
+
+    def add(self, pixels: Pixels) -> None:
+        """Take a decoded image; raise :class:`BadImageError` if its values are out of range."""
+        if self._waiting and self._waiting[0].shape != pixels.shape:
+            self._scale()
+        can_wait = pixels.dtype == np.uint8 and pixels.size <= self._images[0].size
+        if not can_wait:
+            self._scale()
+        self._waiting.append(pixels)
+        if not can_wait:
+            self._scale()
+
+    def finish(self) -> NDArray[np.float32]:
+        """Return all images that were added, (m, S, S, 3)."""
+        self._scale()
+        return self._images[: self._n_scaled]
+
+    def _scale(self) -> None:
+        """Scale the images that wait."""
+        if not self._waiting:
+            return
+        pixels: Pixels = np.stack(self._waiting)
+        self._waiting.clear()
+        rows = slice(self._n_scaled, self._n_scaled + len(pixels))
+        with self._profile.stage("resize"):
+            preprocess(pixels, self._preprocessing, out=self._images[rows])
+        self._n_scaled = rows.stop

@@ -1,0 +1,208 @@
+"""From all images of a source to its manifest: divided, drawn from, exclusions left out."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_cache.errors import SourceError
+from data_cache.rows import BadImage, Manifest, Rows
+from extract.sources.base import DEFAULT_TEST_FRACTION, Raw, SourceOptions
+from extract.splitting import TEST, TRAIN, VALIDATION, Fractions, divide, draw_stratified
+
+# What folders and columns call the splits, in lower case.
+SPLIT_NAMES = {
+    "train": TRAIN,
+    "training": TRAIN,
+    "val": VALIDATION,
+    "valid": VALIDATION,
+    "validation": VALIDATION,
+    "dev": VALIDATION,
+    "test": TEST,
+    "testing": TEST,
+}
+
+_SPLIT_ORDER = (TRAIN, VALIDATION, TEST)
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Every image of a source, in the order in which it is listed.
+
+    Attributes
+    ----------
+    classes : what the labels of ``rows`` count into
+    rows : all n rows
+    splits : (n,) the split that the source names for each row, or None where it names none
+    """
+
+    classes: tuple[str, ...]
+    rows: Rows
+    splits: NDArray[np.str_] | None = None
+
+
+class ListedSource:
+    """A source whose images are listed once and then read one by one, by position."""
+
+    def __init__(
+        self,
+        name: str,
+        listing: Listing,
+        options: SourceOptions,
+        *,
+        unreadable: Sequence[BadImage] = (),
+        notes: Sequence[str] = (),
+    ) -> None:
+        _check_listing(name, listing)
+        if options.group_duplicates:
+            from extract.sources.look_alikes import joined_groups
+
+            rows = listing.rows
+            listing = replace(listing, rows=replace(rows, groups=joined_groups(rows, self.read)))
+        self.name = name
+        self.unreadable = tuple(unreadable)
+        self._positions = arrange(listing, options)
+        self.manifest = Manifest(
+            listing.classes,
+            {split: listing.rows.take(at) for split, at in self._positions.items()},
+        )
+        self.notes = (*notes, *_notes(listing, options, self.manifest))
+
+    def fetch(self, split: str, row: int) -> Raw:
+        """Return the image of a row; see :meth:`extract.sources.base.Source.fetch`."""
+        return self.read(int(self._positions[split][row]))
+
+    def read(self, position: int) -> Raw:
+        """Return the image at a position of the listing."""
+        raise NotImplementedError
+
+
+def arrange(listing: Listing, options: SourceOptions) -> dict[str, NDArray[np.int64]]:
+    """Return, for each split, the positions of its rows in the listing, in order.
+
+    Images are divided first, then the limits are drawn, then exclusions are left out: what is
+    excluded is not made up for by other images.
+
+    Raises
+    ------
+    SourceError
+        A fraction is asked for that the source's own splits leave no room for.
+    """
+    keys = _keys(listing.rows)
+    splits = _divided(listing, keys, options)
+    limits = {TRAIN: options.train_limit, TEST: options.test_limit}
+    excluded = read_exclusions(options.exclude) if options.exclude else frozenset()
+    arranged = {}
+    for split in _in_order(splits):
+        at = np.flatnonzero(splits == split)
+        limit = limits.get(split)
+        if limit is not None:
+            drawn_keys = [keys[i] for i in at]
+            at = at[draw_stratified(listing.rows.labels[at], drawn_keys, limit, options.seed)]
+        ids = listing.rows.ids[at].tolist()
+        kept = [(split, one.decode()) not in excluded for one in ids]
+        arranged[split] = at[np.array(kept, bool)]
+    return arranged
+
+
+def read_exclusions(path: Path) -> frozenset[tuple[str, str]]:
+    """Read the rows to leave out: a CSV with the columns ``split`` and ``id``, others ignored.
+
+    Raises
+    ------
+    SourceError
+        The file cannot be read, or lacks a column.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as stream:
+            reader = csv.DictReader(stream)
+            missing = {"split", "id"} - set(reader.fieldnames or ())
+            if missing:
+                raise SourceError(
+                    f"{path} has the columns {', '.join(reader.fieldnames or ())}: "
+                    f"'split' and 'id' are expected"
+                )
+            return frozenset((row["split"], row["id"]) for row in reader)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise SourceError(f"the exclusions in {path} cannot be read: {error}") from error
+
+
+def _check_listing(name: str, listing: Listing) -> None:
+    """Raise :class:`SourceError` where there is nothing to learn from."""
+    n_rows = len(listing.rows)
+    if not n_rows:
+        raise SourceError(f"{name}: no images found")
+    if not listing.classes[1:]:
+        raise SourceError(
+            f"{name}: one class only ({listing.classes[0]!r}), where two or more are expected"
+        )
+    if listing.splits is not None and TRAIN not in listing.splits:
+        found = ", ".join(sorted(set(listing.splits.tolist())))
+        raise SourceError(f"{name}: no split is called train, only {found}")
+
+
+def _keys(rows: Rows) -> list[bytes]:
+    """Return what each image is for divisions and draws: its group, else its content."""
+    if rows.groups is None:
+        return [digest.tobytes() for digest in rows.content]
+    keys: list[bytes] = rows.groups.tolist()
+    return keys
+
+
+def _divided(listing: Listing, keys: list[bytes], options: SourceOptions) -> NDArray[np.str_]:
+    """Return the split of each row: the source's own, with what the user wants cut from train."""
+    if listing.splits is None:
+        test = DEFAULT_TEST_FRACTION if options.test_fraction is None else options.test_fraction
+        fractions = Fractions(options.validation_fraction or 0.0, test)
+        return divide(keys, fractions, options.seed)
+    fractions = Fractions(options.validation_fraction or 0.0, options.test_fraction or 0.0)
+    for split, part, option in (
+        (VALIDATION, fractions.validation, "--validation-fraction"),
+        (TEST, fractions.test, "--test-fraction"),
+    ):
+        if part and split in listing.splits:
+            raise SourceError(f"the source has a split {split} of its own: leave out {option}")
+    splits = listing.splits.astype("<U5")
+    training = splits == TRAIN
+    cut = divide([keys[i] for i in np.flatnonzero(training)], fractions, options.seed)
+    splits[training] = cut
+    return splits
+
+
+def _in_order(splits: NDArray[np.str_]) -> list[str]:
+    """Return the names of the splits that have rows: train, val, test, then any others."""
+    present = set(splits.tolist())
+    return [*(s for s in _SPLIT_ORDER if s in present), *sorted(present - set(_SPLIT_ORDER))]
+
+
+def _notes(listing: Listing, options: SourceOptions, manifest: Manifest) -> list[str]:
+    """Say what the user should know about the division."""
+    notes = []
+    if listing.splits is None:
+        counts = ", ".join(f"{len(rows)} {split}" for split, rows in manifest.splits.items())
+        notes.append(
+            f"the source names no splits: divided by content, seed {options.seed}: {counts} "
+            "(--test-fraction, --validation-fraction)"
+        )
+    trained = set(manifest.splits[TRAIN].labels.tolist()) if TRAIN in manifest.splits else set()
+    untrained = [name for i, name in enumerate(listing.classes) if i not in trained]
+    if untrained:
+        notes.append(f"no training images of {', '.join(map(repr, untrained))}")
+    divided = _divided_groups(manifest)
+    if divided:
+        notes.append(f"{divided} groups are in more than one split, as the source has them")
+    return notes
+
+
+def _divided_groups(manifest: Manifest) -> int:
+    """Return how many groups have rows in more than one split."""
+    seen: dict[bytes, int] = {}
+    for rows in manifest.splits.values():
+        for group in set(rows.groups.tolist()) if rows.groups is not None else ():
+            seen[group] = seen.get(group, 0) + 1
+    return sum(count > 1 for count in seen.values())

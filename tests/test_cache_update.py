@@ -1,0 +1,343 @@
+"""Updating a cache: what is done again, what is not, and what the user is told."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from cache_tools import (
+    PROVENANCE,
+    RECIPE,
+    contents_of,
+    fake_engine,
+    manifest_of,
+    update_cache,
+)
+
+from data_cache.cache import FeatureCache
+from data_cache.errors import (
+    CacheError,
+    CacheLockedError,
+    DataError,
+    RecipeMismatchError,
+)
+from data_cache.layout import Storage, parts_folder
+from data_cache.rows import BadImage, Rows
+from data_cache.update import CacheUpdate, UpdateOptions
+
+TRAIN = {f"{label}/{k}.jpg": (f"{label}{k}", label) for label in ("ant", "bee") for k in range(6)}
+TEST = {f"test/{k}.jpg": (f"test{k}", "bee") for k in range(4)}
+
+
+@pytest.fixture
+def cache(tmp_path):
+    path = tmp_path / "c.h5"
+    update_cache(path, manifest_of({"train": TRAIN, "test": TEST}))
+    return path
+
+
+def read(path):
+    """Return {split: {id: (class, features)}}, in order."""
+    with FeatureCache.open(path) as cache:
+        return {
+            split: {
+                name.decode(): (cache.classes[label], tuple(features))
+                for name, label, features in zip(
+                    cache.rows(split).ids,
+                    cache.rows(split).labels,
+                    cache.features(split),
+                    strict=True,
+                )
+            }
+            for split in cache.split_names
+        }
+
+
+def expected(splits):
+    """Return what :func:`read` gives for a cache of these rows."""
+    return {
+        split: {
+            name: (label, tuple(fake_engine(contents_of([content]))[0]))
+            for name, (content, label) in rows.items()
+        }
+        for split, rows in splits.items()
+    }
+
+
+def without(rows, *names):
+    return {name: row for name, row in rows.items() if name not in names}
+
+
+def test_a_first_run_extracts_every_image_once(tmp_path):
+    copies = TRAIN | {"ant/copy.jpg": TRAIN["ant/1.jpg"]}
+    plan = update_cache(tmp_path / "c.h5", manifest_of({"train": copies, "test": TEST}))
+    assert (plan.n_rows, plan.n_missing, plan.n_new) == (17, 16, 17)
+    assert plan.summary() == "17 new images: 16 to extract"
+    assert read(tmp_path / "c.h5") == expected({"train": copies, "test": TEST})
+
+
+def test_a_second_run_is_up_to_date_and_does_not_touch_the_file(cache):
+    before = cache.stat()
+    plan = update_cache(cache, manifest_of({"train": TRAIN, "test": TEST}))
+    assert plan.is_up_to_date
+    assert plan.summary() == "up to date"
+    assert cache.stat().st_ino == before.st_ino
+
+
+def test_only_new_and_changed_images_are_extracted_and_gone_ones_are_kept(cache):
+    rows = without(TRAIN, "ant/0.jpg", "ant/1.jpg", "bee/5.jpg")
+    rows |= {f"ant/new{k}.jpg": (f"new{k}", "ant") for k in range(17)}
+    rows |= {"ant/2.jpg": ("another", "ant"), "ant/3.jpg": ("yet another", "ant")}
+    plan = update_cache(cache, manifest_of({"train": rows, "test": TEST}))
+    assert plan.outcome() == (
+        "17 new images, 2 changed: 19 extracted; "
+        "3 are no longer in the source: kept, `--prune` removes them"
+    )
+    kept = {name: TRAIN[name] for name in ("ant/0.jpg", "ant/1.jpg", "bee/5.jpg")}
+    assert read(cache) == expected({"train": rows | kept, "test": TEST})
+
+
+def test_prune_removes_what_is_gone(cache):
+    rows = without(TRAIN, "ant/0.jpg")
+    plan = update_cache(cache, manifest_of({"train": rows, "test": TEST}), prune=True)
+    assert plan.outcome().endswith("1 is no longer in the source: removed")
+    assert plan.n_missing == 0
+    assert read(cache) == expected({"train": rows, "test": TEST})
+
+
+def test_kept_rows_stay_kept_and_the_next_run_is_up_to_date(cache):
+    rows = without(TRAIN, "ant/0.jpg")
+    update_cache(cache, manifest_of({"train": rows, "test": TEST}))
+    plan = update_cache(cache, manifest_of({"train": rows, "test": TEST}))
+    assert plan.is_up_to_date
+    assert plan.summary().startswith("up to date; 1 is no longer in the source")
+
+
+def test_a_renamed_image_costs_no_pass_and_is_not_also_kept_under_its_old_name(cache):
+    rows = without(TRAIN, "ant/0.jpg") | {"ant/renamed.jpg": TRAIN["ant/0.jpg"]}
+    plan = update_cache(cache, manifest_of({"train": rows, "test": TEST}))
+    assert plan.outcome() == "1 renamed, moved or copied: 0 extracted"
+    assert read(cache) == expected({"train": rows, "test": TEST})
+
+
+def test_an_image_that_moved_to_another_split_leaves_the_one_it_was_in(cache):
+    train = without(TRAIN, "ant/0.jpg")
+    test = TEST | {"ant/0.jpg": TRAIN["ant/0.jpg"]}
+    plan = update_cache(cache, manifest_of({"train": train, "test": test}))
+    assert plan.n_missing == 0
+    assert read(cache) == expected({"train": train, "test": test})
+
+
+def test_changed_labels_cost_no_pass(cache):
+    rows = TRAIN | {"ant/0.jpg": ("ant0", "bee")}
+    plan = update_cache(cache, manifest_of({"train": rows, "test": TEST}))
+    assert plan.outcome() == "1 other label: 0 extracted"
+    assert read(cache) == expected({"train": rows, "test": TEST})
+
+
+def test_new_classes_are_appended_so_that_labels_keep_their_meaning(cache):
+    rows = TRAIN | {"aardvark/0.jpg": ("aardvark", "aardvark")}
+    manifest = manifest_of({"train": rows, "test": TEST}, ("aardvark", "ant", "bee"))
+    update_cache(cache, manifest)
+    with FeatureCache.open(cache) as opened:
+        assert opened.classes == ("ant", "bee", "aardvark")
+    assert read(cache) == expected({"train": rows, "test": TEST})
+
+
+def test_append_adds_a_source_without_treating_the_rest_as_gone(cache):
+    other = {"cat/0.jpg": ("cat0", "cat"), "cat/1.jpg": ("ant0", "cat")}
+    for _ in range(2):
+        plan = update_cache(cache, manifest_of({"train": other}, ("cat",)), append=True)
+    assert plan.is_up_to_date
+    assert plan.n_gone == 0
+    assert read(cache) == expected({"train": TRAIN | other, "test": TEST})
+
+
+def test_append_refuses_an_id_that_stands_for_another_image(cache):
+    with pytest.raises(CacheError, match=r"ant/0\.jpg.*merge --prefix"):
+        update_cache(cache, manifest_of({"train": {"ant/0.jpg": ("else", "ant")}}), append=True)
+
+
+def test_rows_without_groups_join_rows_with_groups_as_groups_of_one(cache):
+    grouped = manifest_of({"train": {"g/0.jpg": ("g0", "ant"), "g/1.jpg": ("g1", "ant")}})
+    rows = grouped.splits["train"]
+    rows = Rows(rows.ids, rows.labels, rows.content, np.array([b"p", b"p"]))
+    update_cache(cache, replace(grouped, splits={"train": rows}), append=True)
+    with FeatureCache.open(cache) as opened:
+        groups = opened.rows("train").groups
+        assert groups is not None
+        assert groups[-2:].tolist() == [b"p", b"p"]
+        assert len(set(groups[:-2])) == len(TRAIN)
+
+
+def test_bad_images_are_remembered_and_left_out_until_they_change(cache):
+    rows = TRAIN | {"ant/bad.jpg": ("bad", "ant")}
+    bad = BadImage("train", "ant/bad.jpg", "truncated")
+    update_cache(cache, manifest_of({"train": rows, "test": TEST}), (bad,))
+    plan = update_cache(cache, manifest_of({"train": rows, "test": TEST}))
+    assert plan.is_up_to_date
+    assert plan.known_bad == (bad,)
+    assert plan.summary() == "up to date; 1 unreadable image left out as before"
+    assert read(cache) == expected({"train": TRAIN, "test": TEST})
+    mended = rows | {"ant/bad.jpg": ("mended", "ant")}
+    assert update_cache(cache, manifest_of({"train": mended, "test": TEST})).n_missing == 1
+    assert read(cache) == expected({"train": mended, "test": TEST})
+
+
+def test_bad_images_are_tried_again_when_asked_for(cache):
+    rows = TRAIN | {"ant/bad.jpg": ("bad", "ant")}
+    bad = BadImage("train", "ant/bad.jpg", "truncated")
+    update_cache(cache, manifest_of({"train": rows, "test": TEST}), (bad,))
+    plan = update_cache(cache, manifest_of({"train": rows, "test": TEST}), retry_bad=True)
+    assert plan.n_missing == 1
+    assert read(cache) == expected({"train": rows, "test": TEST})
+
+
+def test_images_that_could_not_even_be_read_leave_the_cache_up_to_date(cache):
+    manifest = manifest_of({"train": TRAIN, "test": TEST})
+    unreadable = BadImage("train", "ant/locked.jpg", "permission denied")
+    for expect in (False, True):
+        with CacheUpdate.begin(cache, RECIPE, PROVENANCE) as update:
+            assert update.plan(manifest, [unreadable]).is_up_to_date is expect
+            update.bind(manifest, [unreadable])
+
+
+def test_another_recipe_is_refused_and_both_are_named(cache):
+    other = replace(RECIPE, weights_digest="cd" * 32, image_size=160)
+    before = cache.read_bytes()
+    with pytest.raises(RecipeMismatchError) as caught:
+        CacheUpdate.begin(cache, other, PROVENANCE)
+    assert "other weights digest cdcdcdcdcdcd…, was abababababab…" in str(caught.value)
+    assert "other image size 160, was 96" in str(caught.value)
+    assert cache.read_bytes() == before
+
+
+def test_overwrite_replaces_a_cache_of_another_recipe_only_when_the_new_one_is_bound(cache):
+    other = replace(RECIPE, image_size=160)
+    before = cache.read_bytes()
+    manifest = manifest_of({"train": TEST})
+    with CacheUpdate.begin(cache, other, PROVENANCE, overwrite=True) as update:
+        assert update.plan(manifest).n_missing == len(TEST)
+        content = manifest.splits["train"].content
+        update.append(content, fake_engine(content))
+        assert cache.read_bytes() == before
+        update.bind(manifest)
+    assert read(cache) == expected({"train": TEST})
+
+
+def test_rows_of_an_interrupted_run_are_not_extracted_again(tmp_path):
+    path, manifest = tmp_path / "c.h5", manifest_of({"train": TRAIN, "test": TEST})
+    content = manifest.splits["train"].content
+    with suppress(ZeroDivisionError), CacheUpdate.begin(path, RECIPE, PROVENANCE) as update:
+        update.append(content[:7], fake_engine(content[:7]))
+        raise ZeroDivisionError
+    plan = update_cache(path, manifest)
+    assert plan.summary() == "16 new images: 7 finished before, 9 to extract"
+    assert read(path) == expected({"train": TRAIN, "test": TEST})
+    assert not parts_folder(path).exists()
+
+
+def test_shards_are_finished_at_so_many_rows(tmp_path):
+    content = contents_of([str(k) for k in range(25)])
+    options = UpdateOptions(shard_rows=10)
+    with CacheUpdate.begin(tmp_path / "c.h5", RECIPE, PROVENANCE, options=options) as update:
+        update.append(content[:9], fake_engine(content[:9]))
+        assert not parts_folder(tmp_path / "c.h5").exists()
+        update.append(content[9:], fake_engine(content[9:]))
+        assert [len(shard.stored.content) for shard in update.parts.shards] == [10, 10]
+    assert [len(shard.stored.content) for shard in update.parts.shards] == [10, 10, 5]
+
+
+def test_shards_are_finished_after_so_long(tmp_path):
+    content = contents_of(["a", "b"])
+    options = UpdateOptions(shard_seconds=0.0)
+    with CacheUpdate.begin(tmp_path / "c.h5", RECIPE, PROVENANCE, options=options) as update:
+        update.append(content, fake_engine(content))
+        assert len(update.parts.shards) == 1
+
+
+def test_rows_that_no_manifest_named_are_not_thrown_away(tmp_path):
+    path = tmp_path / "c.h5"
+    content = contents_of(["else", "elsewhere"])
+    with CacheUpdate.begin(path, RECIPE, PROVENANCE) as update:
+        update.append(content, fake_engine(content))
+    update_cache(path, manifest_of({"train": TRAIN}))
+    assert len(list(parts_folder(path).iterdir())) == 1
+    more = TRAIN | {"x/0.jpg": ("else", "ant"), "x/1.jpg": ("elsewhere", "ant")}
+    assert update_cache(path, manifest_of({"train": more})).n_missing == 0
+    assert not parts_folder(path).exists()
+
+
+def test_a_second_writer_is_refused_while_the_first_is_alive(cache):
+    with (
+        CacheUpdate.begin(cache, RECIPE, PROVENANCE),
+        pytest.raises(CacheLockedError, match="being written"),
+    ):
+        CacheUpdate.begin(cache, RECIPE, PROVENANCE)
+    CacheUpdate.begin(cache, RECIPE, PROVENANCE).close()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_features_that_are_no_numbers_are_refused(tmp_path, value):
+    features = np.ones((2, 3), np.float32)
+    features[1, 2] = value
+    with (
+        CacheUpdate.begin(tmp_path / "c.h5", RECIPE, PROVENANCE) as update,
+        pytest.raises(DataError, match=str(value)),
+    ):
+        update.append(contents_of(["a", "b"]), features)
+
+
+def test_features_too_large_for_float16_are_refused(tmp_path):
+    options = UpdateOptions(storage=Storage("float16"))
+    with (
+        CacheUpdate.begin(tmp_path / "c.h5", RECIPE, PROVENANCE, options=options) as update,
+        pytest.raises(DataError, match="store float32"),
+    ):
+        update.append(contents_of(["a"]), np.full((1, 3), 1e5, np.float32))
+
+
+def test_precision_that_is_there_cannot_be_changed(cache):
+    options = UpdateOptions(storage=Storage("float16"))
+    with pytest.raises(CacheError, match="stores float32, and float16"):
+        CacheUpdate.begin(cache, RECIPE, PROVENANCE, options=options)
+
+
+def test_binding_a_row_without_features_is_refused_and_leaves_the_cache(cache):
+    before = cache.read_bytes()
+    rows = TRAIN | {"ant/new.jpg": ("new", "ant")}
+    with (
+        CacheUpdate.begin(cache, RECIPE, PROVENANCE) as update,
+        pytest.raises(CacheError, match="1 rows have no features"),
+    ):
+        update.bind(manifest_of({"train": rows, "test": TEST}))
+    assert cache.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("rows", "problem"),
+    [
+        (Rows(np.array([b"a", b"a"]), np.array([0, 0]), contents_of(["a", "b"])), "the id a"),
+        (Rows(np.array([b"a"]), np.array([2]), contents_of(["a"])), "2 classes"),
+        (Rows(np.array([b"a"]), np.array([-1]), contents_of(["a"])), "from -1"),
+        (Rows(np.array([b"a"]), np.array([0, 1]), contents_of(["a"])), "do not match"),
+    ],
+)
+def test_a_manifest_that_contradicts_itself_is_refused(tmp_path, rows, problem):
+    manifest = replace(manifest_of({}), splits={"train": rows})
+    with (
+        CacheUpdate.begin(tmp_path / "c.h5", RECIPE, PROVENANCE) as update,
+        pytest.raises(CacheError, match=problem),
+    ):
+        update.plan(manifest)
+
+
+@pytest.mark.parametrize("name", ["classes", "bad_images", "shards", "a/b", ".", ""])
+def test_names_that_no_split_can_have_are_refused(tmp_path, name):
+    with (
+        CacheUpdate.begin(tmp_path / "c.h5", RECIPE, PROVENANCE) as update,
+        pytest.raises(CacheError, match="cannot be named"),
+    ):
+        update.plan(manifest_of({name: TRAIN}))

@@ -1,0 +1,373 @@
+"""Engines against Keras called directly, and how one is chosen."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny_backbone import N_FEATURES, TINY
+
+from data_cache.errors import BackboneError, EngineError
+from extract import cores, engines
+from extract.backbones import get_backbone, open_backbone
+from extract.convert import kept_folder
+from extract.cores import n_cores
+from extract.engines import KerasEngine, choose_engine
+from extract.onnx_engines import OnnxEngine, OnnxFileEngine
+from extract.weights import Weights, random_weights, set_weights
+
+SIZE = 16
+
+
+@pytest.fixture(scope="module")
+def weights() -> Weights:
+    return random_weights(TINY)
+
+
+@pytest.fixture(scope="module")
+def images() -> np.ndarray:
+    return np.random.default_rng(0).uniform(-1, 1, (64, SIZE, SIZE, 3)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def reference(weights: Weights, images: np.ndarray) -> np.ndarray:
+    """Return what Keras, called directly in inference mode, makes of the images."""
+    model = TINY.build(SIZE)
+    set_weights(model, weights)
+    return np.asarray(model(images, training=False))
+
+
+@pytest.mark.parametrize("name", ["keras", "onnx"])
+@pytest.mark.parametrize("n_images", [1, 8, 64])
+def test_features_are_those_of_the_model_called_directly(
+    name: str, n_images: int, weights: Weights, images: np.ndarray, reference: np.ndarray
+) -> None:
+    engine = choose_engine(name, TINY, weights, SIZE)
+    features = engine(images[:n_images])
+    assert engine.name == name
+    assert features.shape == (n_images, engine.n_features) == (n_images, N_FEATURES)
+    assert features.dtype == np.float32
+    np.testing.assert_allclose(features, reference[:n_images], rtol=1e-4, atol=1e-5)
+
+
+def test_onnx_gives_the_same_from_many_threads_at_once(
+    weights: Weights, images: np.ndarray, reference: np.ndarray
+) -> None:
+    engine = choose_engine("onnx", TINY, weights, SIZE)
+    assert engine.n_concurrent == n_cores()
+    with ThreadPoolExecutor(4) as pool:
+        rows = list(pool.map(lambda row: engine(images[row : row + 1]), range(len(images))))
+    np.testing.assert_allclose(np.vstack(rows), reference, rtol=1e-4, atol=1e-5)
+
+
+def hide(monkeypatch: pytest.MonkeyPatch, *packages: str) -> None:
+    """Make packages look as if they were not installed."""
+    find_spec = importlib.util.find_spec
+
+    def without(name: str, *rest: Any) -> Any:
+        return None if name in packages else find_spec(name, *rest)
+
+    monkeypatch.setattr(importlib.util, "find_spec", without)
+
+
+def test_auto_is_onnx_on_a_cpu_and_says_so(
+    weights: Weights, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(engines, "has_gpu", lambda: False)
+    assert choose_engine("auto", TINY, weights, SIZE).name == "onnx"
+    assert "engine: onnx (agrees with keras: relative error" in capsys.readouterr().err
+
+
+def test_auto_is_keras_on_a_gpu_and_says_so(
+    weights: Weights, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(engines, "has_gpu", lambda: True)
+    assert choose_engine("auto", TINY, weights, SIZE).name == "keras"
+    assert capsys.readouterr().err == "engine: keras (on the GPU)\n"
+
+
+def test_auto_is_keras_without_onnx_runtime_and_says_how_to_get_it(
+    weights: Weights, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(engines, "has_gpu", lambda: False)
+    hide(monkeypatch, "onnxruntime")
+    assert choose_engine("auto", TINY, weights, SIZE).name == "keras"
+    assert "pip install '.[fast]'" in capsys.readouterr().err
+
+
+def test_onnx_without_onnx_runtime_is_refused(
+    weights: Weights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hide(monkeypatch, "onnxruntime")
+    with pytest.raises(EngineError, match=r"needs onnxruntime: pip install '\.\[fast\]'"):
+        choose_engine("onnx", TINY, weights, SIZE)
+
+
+def test_onnx_without_a_converter_gives_way_to_keras_loudly(
+    weights: Weights, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hide(monkeypatch, "tf2onnx")
+    assert choose_engine("onnx", TINY, weights, SIZE + 2).name == "keras"
+    assert "Warning: converting to ONNX needs tf2onnx" in capsys.readouterr().err
+
+
+def test_onnx_that_disagrees_gives_way_to_keras_loudly(
+    weights: Weights, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = OnnxEngine.__call__
+    monkeypatch.setattr(OnnxEngine, "__call__", lambda self, batch: run(self, batch) * 1.0002)
+    assert choose_engine("onnx", TINY, weights, SIZE).name == "keras"
+    warnings = capsys.readouterr().err
+    assert "are not the reference's: relative error 2.0e-04, expected at most 1e-04" in warnings
+    assert "the engine is keras" in warnings
+
+
+def test_damaged_conversion_is_made_again(
+    weights: Weights, images: np.ndarray, capsys: pytest.CaptureFixture[str]
+) -> None:
+    choose_engine("onnx", TINY, weights, SIZE)
+    kept = kept_folder(TINY, weights, SIZE)
+    for path in (kept.model, kept.folder / "probe.npz"):
+        path.write_bytes(path.read_bytes()[:-400])
+        assert choose_engine("onnx", TINY, weights, SIZE).name == "onnx"
+        assert "converting tiny again" in capsys.readouterr().err
+
+
+def test_conversion_of_other_weights_is_noticed_by_the_probe(
+    weights: Weights, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = random_weights(TINY, seed=1)
+    for one in (weights, other):
+        choose_engine("onnx", TINY, one, SIZE)
+    kept_folder(TINY, other, SIZE).model.replace(kept_folder(TINY, weights, SIZE).model)
+    assert choose_engine("onnx", TINY, weights, SIZE).name == "onnx"
+    assert "are not the reference's" in capsys.readouterr().err
+
+
+def test_conversion_is_quiet_and_a_warm_start_imports_no_tensorflow(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    backbone = get_backbone("mobilenet_v2")
+    choose_engine("onnx", backbone, random_weights(backbone), 32)
+    first = capfd.readouterr()
+    assert not first.out
+    assert [line.split()[0] for line in first.err.splitlines()] == ["converting", "engine:"]
+    program = (
+        "import sys\n"
+        "from extract.backbones import get_backbone\n"
+        "from extract.engines import choose_engine\n"
+        "from extract.weights import random_weights\n"
+        "backbone = get_backbone('mobilenet_v2')\n"
+        "engine = choose_engine('onnx', backbone, random_weights(backbone), 32)\n"
+        "print(engine.name, engine.n_features, 'tensorflow' in sys.modules)\n"
+    )
+    warm = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).parents[1],
+    )
+    assert warm.stdout == "onnx 1280 False\n"
+    assert [line.split()[0] for line in warm.stderr.splitlines()] == ["engine:"]
+
+
+def test_mixed_precision_without_a_gpu_is_refused(
+    weights: Weights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engines, "has_gpu", lambda: False)
+    with pytest.raises(EngineError, match="mixed precision needs a GPU"):
+        choose_engine("auto", TINY, weights, SIZE, mixed_precision=True)
+
+
+def test_mixed_precision_computes_in_float16_and_returns_float32(
+    weights: Weights,
+    images: np.ndarray,
+    reference: np.ndarray,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(engines, "has_gpu", lambda: True)
+    engine = KerasEngine(TINY, weights, SIZE, mixed_precision=True)
+    features = engine(images[:4])
+    assert features.dtype == np.float32
+    assert not np.array_equal(features, reference[:4])
+    np.testing.assert_allclose(features, reference[:4], atol=0.01 * np.abs(reference).max())
+
+
+def test_unknown_engine_is_refused(weights: Weights) -> None:
+    with pytest.raises(EngineError, match="there are auto, keras, onnx"):
+        choose_engine("torch", TINY, weights, SIZE)
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({"cpu.max": "150000 100000\n"}, 1.5),
+        ({"cpu.max": "max 100000\n"}, np.inf),
+        ({"cpu/cpu.cfs_quota_us": "50000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 0.5),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, np.inf),
+        ({}, np.inf),
+    ],
+)
+def test_quota_of_a_container_is_read(
+    files: dict[str, str], expected: float, tmp_path: Path
+) -> None:
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert cores._quota(tmp_path) == expected
+
+
+def test_cores_are_those_of_the_affinity_and_the_quota(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(cores.os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.setattr(cores, "_CGROUPS", tmp_path)
+    assert cores.n_cores.__wrapped__() == 8
+    (tmp_path / "cpu.max").write_text("250000 100000")
+    assert cores.n_cores.__wrapped__() == 3
+
+
+def own_model(path: Path, output_shape: str) -> Path:
+    """Write an ONNX model (n, 3, 8, 8) whose outputs are simple functions of its input.
+
+    ``places`` is 2x; ``tokens`` is x with each image's 64 places as tokens of 3 numbers; ``rows``
+    is the largest value of each channel; ``whole`` is x rounded to int64.
+    """
+    onnx = pytest.importorskip("onnx")
+    from onnx import TensorProto, helper
+
+    nodes = [
+        helper.make_node("Add", ["x", "x"], ["places"]),
+        helper.make_node("Reshape", ["x", "flat"], ["channels"]),
+        helper.make_node("Transpose", ["channels"], ["tokens"], perm=[0, 2, 1]),
+        helper.make_node("ReduceMax", ["x"], ["rows"], axes=[2, 3], keepdims=0),
+        helper.make_node("Cast", ["x"], ["whole"], to=TensorProto.INT64),
+    ]
+    shapes = {
+        "places": (TensorProto.FLOAT, ["n", 3, 8, 8]),
+        "tokens": (TensorProto.FLOAT, ["n", 64, 3]),
+        "rows": (TensorProto.FLOAT, ["n", 3]),
+        "whole": (TensorProto.INT64, ["n", 3, 8, 8]),
+    }
+    names = [output_shape, *(name for name in shapes if name != output_shape)]
+    graph = helper.make_graph(
+        nodes,
+        "own",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 8, 8])],
+        [helper.make_tensor_value_info(name, *shapes[name]) for name in names],
+        [helper.make_tensor("flat", TensorProto.INT64, [3], [0, 3, -1])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 15)])
+    model.ir_version = 8
+    onnx.save(model, path)
+    return path
+
+
+def own_engine(tmp_path: Path, first_output: str = "places", **said: object) -> OnnxFileEngine:
+    """Open an ONNX file of one's own as a user does."""
+    path = own_model(tmp_path / "own.onnx", first_output)
+    (tmp_path / "own.json").write_text(json.dumps({"image_size": 8} | said))
+    backbone = open_backbone(f"onnx:{path}", tmp_path / "own.json")
+    engine = choose_engine("auto", backbone, Weights(None, (), ""), 8)
+    assert isinstance(engine, OnnxFileEngine)
+    return engine
+
+
+BATCH = np.random.default_rng(0).uniform(-1, 1, (5, 8, 8, 3)).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ({}, 2 * BATCH.mean((1, 2))),
+        ({"output": "tokens"}, BATCH.mean((1, 2))),
+        ({"output": "tokens", "pool": "first"}, BATCH[:, 0, 0]),
+        ({"output": "rows"}, BATCH.max((1, 2))),
+    ],
+)
+def test_own_onnx_file_gives_a_row_for_each_image(
+    said: dict[str, object], expected: np.ndarray, tmp_path: Path
+) -> None:
+    engine = own_engine(tmp_path, **said)
+    assert engine.n_features == 3
+    features = engine(BATCH)
+    assert features.dtype == np.float32
+    np.testing.assert_allclose(features, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ({"output": "none"}, "has no output 'none': there are places, tokens, rows, whole"),
+        ({"output": "whole"}, r"is int64\(2, 3, 8, 8\), expected float32"),
+        ({"layout": "nhwc"}, r"cannot run on images of shape \(2, 8, 8, 3\)"),
+    ],
+)
+def test_own_onnx_file_that_does_not_do_as_said_is_refused(
+    said: dict[str, object], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(EngineError, match=message):
+        own_engine(tmp_path, **said)
+
+
+def test_file_that_is_no_onnx_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "no.onnx").write_bytes(b"no")
+    (tmp_path / "no.json").write_text('{"image_size": 8}')
+    backbone = open_backbone(f"onnx:{tmp_path / 'no.onnx'}", tmp_path / "no.json")
+    with pytest.raises(EngineError, match="ONNX Runtime cannot load"):
+        choose_engine("auto", backbone, Weights(None, (), ""), 8)
+    with pytest.raises(EngineError, match="runs in ONNX Runtime only"):
+        choose_engine("keras", backbone, Weights(None, (), ""), 8)
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ("{", "cannot be read as JSON"),
+        ("[]", "should be an object with image_size, mean, std"),
+        ('{"image_size": 8, "size": 8}', "and nothing else"),
+        ("{}", "image_size is None, expected a whole number of pixels"),
+        ('{"image_size": true}', "image_size is True"),
+        ('{"image_size": 8, "mean": [0, 0]}', r"mean is \[0, 0\], expected three numbers"),
+        ('{"image_size": 8, "std": [1, 0, 1]}', "expected three numbers above 0"),
+        ('{"image_size": 8, "mean": [NaN, 0, 0]}', "expected three numbers"),
+        ('{"image_size": 8, "pool": "max"}', "pool is 'max', expected mean or first"),
+    ],
+)
+def test_preprocessing_that_means_nothing_is_refused(
+    said: str, message: str, tmp_path: Path
+) -> None:
+    (tmp_path / "own.onnx").write_bytes(b"own")
+    (tmp_path / "own.json").write_text(said)
+    with pytest.raises(BackboneError, match=message):
+        open_backbone(f"onnx:{tmp_path / 'own.onnx'}", tmp_path / "own.json")
+
+
+def test_preprocessing_must_be_said_for_an_onnx_file(tmp_path: Path) -> None:
+    (tmp_path / "own.onnx").write_bytes(b"own")
+    with pytest.raises(BackboneError, match="name it with --preprocess"):
+        open_backbone(f"onnx:{tmp_path / 'own.onnx'}")
+
+
+def test_scaling_said_is_mean_and_std_of_pixels_up_to_one(tmp_path: Path) -> None:
+    (tmp_path / "own.onnx").write_bytes(b"own")
+    said = {"image_size": 8, "mean": [0.5, 0.4, 0.3], "std": [0.1, 0.2, 0.3], "channels": "bgr"}
+    identities = set()
+    for change in ({}, {"mean": [0.5, 0.4, 0.2]}, {"channels": "rgb"}):
+        (tmp_path / "own.json").write_text(json.dumps(said | change))
+        backbone = open_backbone(f"onnx:{tmp_path / 'own.onnx'}", tmp_path / "own.json")
+        identities.add(backbone.scaling.identity)
+        if not change:
+            pixel = np.array([255.0, 51.0, 0.0])
+            scaled = pixel * backbone.scaling.scale + backbone.scaling.offset
+            np.testing.assert_allclose(scaled, [5.0, -1.0, -1.0])
+            assert backbone.scaling.bgr
+    assert len(identities) == 3

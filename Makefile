@@ -1,5 +1,6 @@
 # make demo   sets everything up in .venv, then runs the main job on Fashion-MNIST
 # make test   sets everything up in .venv, then runs the test suite
+# make data   gets Fashion-MNIST, which some tests use where they find it
 # A second run repeats no set-up.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -7,10 +8,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test stress lint bench clean
+.PHONY: demo data test stress lint bench clean
 
 demo: $(READY)
 	$(BIN)/python examples/demo.py
+
+data: $(READY)
+	$(BIN)/python examples/demo.py --data-only
 
 test: $(READY)
 	$(BIN)/python -m pytest -m "not stress"

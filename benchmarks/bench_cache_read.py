@@ -2,7 +2,7 @@
 
 Both sides read every feature in blocks of the same length, after it was seen that they read the
 same. The reader's first opening, which reads the whole file once to check its digest, is reported
-apart. With ``--storage`` the ways of storing features are compared: their size, and their speed.
+apart.
 """
 
 from __future__ import annotations
@@ -23,23 +23,14 @@ import numpy as np
 from harness import Report, alternate, arguments, ratio
 
 from data_cache.cache import FeatureCache
-from data_cache.layout import Storage
 from data_cache.recipe import Provenance, Recipe
 from data_cache.rows import Manifest, Rows
-from data_cache.update import CacheUpdate, UpdateOptions
+from data_cache.update import CacheUpdate
 
 RECIPE = Recipe("none", "", 0, "none", "none")
 PROVENANCE = Provenance("made up", "none", "", "none", "")
 BLOCK_ROWS = 8192
 BATCH_ROWS = 4096
-STORAGES = {
-    "float32": Storage(),
-    "float32, gzip 1": Storage(compression=1),
-    "float32, gzip 4": Storage(compression=4),
-    "float16": Storage("float16"),
-    "float16, gzip 1": Storage("float16", compression=1),
-    "float32, sharded": Storage(sharded=True),
-}
 STREAM = """
 import sys
 from pathlib import Path
@@ -59,24 +50,20 @@ def main() -> None:
     parser = arguments(__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=200_000, help="(default 200,000)")
     parser.add_argument("--features", type=int, default=1280, help="(default 1,280)")
-    parser.add_argument("--storage", action="store_true", help="compare the ways of storing")
     options = parser.parse_args()
     report = Report(f"streaming {options.rows:,} x {options.features:,} cached features")
     print(report.title)
     with tempfile.TemporaryDirectory() as name:
         os.environ["HEADSTART_MEMORY"] = name
         folder = Path(name)
-        if options.storage:
-            compare_storages(report, folder, options.rows, options.features, options.rounds)
-        else:
-            compare_readers(report, folder, options.rows, options.features, options.rounds)
+        compare_readers(report, folder, options.rows, options.features, options.rounds)
     report.write(options.json)
 
 
 def compare_readers(
     report: Report, folder: Path, n_rows: int, n_features: int, rounds: int
 ) -> None:
-    cached = write_cache(folder / "cache.h5", n_rows, n_features, Storage())
+    cached = write_cache(folder / "cache.h5", n_rows, n_features)
     plain = write_plain(folder / "plain.h5", cached)
     time.sleep(2.0)  # a file that was written this moment is not remembered by its stat
     start = time.perf_counter()
@@ -99,29 +86,13 @@ def compare_readers(
         report.add("memory that streaming adds", float(grown), "MiB")
 
 
-def compare_storages(
-    report: Report, folder: Path, n_rows: int, n_features: int, rounds: int
-) -> None:
-    paths = {
-        name: write_cache(folder / f"{number}.h5", n_rows, n_features, storage)
-        for number, (name, storage) in enumerate(STORAGES.items())
-    }
-    sides = {name: lambda path=path: exhaust(read_cache(path)) for name, path in paths.items()}
-    for name, taken in alternate(sides, rounds).items():
-        size = paths[name].stat().st_size
-        size += sum(shard.stat().st_size for shard in folder.glob(f"{paths[name].name}.parts/*"))
-        report.add(f"{name}, bytes a feature", size / n_rows / n_features)
-        report.add(f"{name}, rows", n_rows / median(taken), "rows/s")
-
-
-def write_cache(path: Path, n_rows: int, n_features: int, storage: Storage) -> Path:
+def write_cache(path: Path, n_rows: int, n_features: int) -> Path:
     """Write features like those of a network that ends in ReLU6: 4 in 10 are zero."""
     rng = np.random.default_rng(0)
     content = rng.integers(0, 256, (n_rows, 32), np.uint8)
     ids = np.char.add(b"train/", np.arange(n_rows).astype("S9"))
     manifest = Manifest(("one",), {"train": Rows(ids, np.zeros(n_rows, np.int64), content)})
-    options = UpdateOptions(storage=storage)
-    with CacheUpdate.begin(path, RECIPE, PROVENANCE, options=options) as update:
+    with CacheUpdate.begin(path, RECIPE, PROVENANCE) as update:
         for start in range(0, n_rows, BATCH_ROWS):
             batch = content[start : start + BATCH_ROWS]
             features = rng.normal(0.2, 0.8, (len(batch), n_features)).clip(0, 6)

@@ -1,1 +1,24 @@
-"""Learn from cached features: heads, probes, honest selection and the figures they get."""
+"""Learn from cached features: heads, probes, honest selection and the figures they get.
+
+:func:`load` reads a finished run, to classify new images with it::
+
+    import classify
+
+    predictions = classify.load("runs/photos").predict(["a.jpg", "b.jpg"])
+    predictions.labels, predictions.probabilities
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from classify.predict import Classifier, PredictOptions
+
+
+def load(run: Path | str, options: PredictOptions | None = None) -> Classifier:
+    """Return the classifier in a run folder; see :meth:`classify.predict.Classifier.load`."""
+    from classify.predict import Classifier
+
+    return Classifier.load(run, options)

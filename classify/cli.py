@@ -1,7 +1,8 @@
-"""The command ``train-head``."""
+"""The commands ``train-head`` and ``sweep-heads``."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,24 +11,84 @@ import click
 from data_cache.console import Command
 
 _OPEN_SHARE = click.FloatRange(0, 1, min_open=True, max_open=True)
+_COUNT = click.IntRange(min=1)
+
+Function = Callable[..., Any]
+
+
+def _options(*options: Callable[[Function], Function]) -> Callable[[Function], Function]:
+    """Return a decorator that adds the options in this order."""
+
+    def add(function: Function) -> Function:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return add
+
+
+run_options = _options(
+    click.argument("cache", type=click.Path(path_type=Path)),
+    click.option(
+        "--output", required=True, type=click.Path(path_type=Path), help="Folder for the run."
+    ),
+    click.option("--overwrite", is_flag=True, help="Replace the run that is at --output."),
+)
+"""What every command that learns from a cache and writes a run has."""
+
+row_options = _options(
+    click.option(
+        "--seed",
+        type=click.IntRange(min=0),
+        default=0,
+        show_default=True,
+        help="Of the validation rows, the initial weights, the order of rows and the dropout.",
+    ),
+    click.option(
+        "--validation-split",
+        type=_OPEN_SHARE,
+        default=0.2,
+        show_default=True,
+        help="Share of the training rows drawn for validation, where the cache has no split `val`.",
+    ),
+    click.option(
+        "--rare-class",
+        type=click.Choice(["keep", "drop", "error"]),
+        default="keep",
+        show_default=True,
+        help="A class too rare to give a validation row: keep its rows in training, drop them, "
+        "or refuse.",
+    ),
+    click.option(
+        "--test-split", metavar="NAME", help="The split that is the test.  [default: test, if any]"
+    ),
+    click.option("--no-test", is_flag=True, help="Leave the test alone."),
+    click.option(
+        "--drop-leaks",
+        is_flag=True,
+        help="Leave out rows that have a copy in the test, or nearly: see `feature-cache leaks`.",
+    ),
+    click.option(
+        "--exclude",
+        type=click.Path(),
+        help="CSV with the columns split and id of rows to leave out.",
+    ),
+)
+"""Which rows of a cache do what: :class:`classify.train.RowOptions`."""
 
 
 @click.command("train-head", cls=Command)
-@click.argument("cache", type=click.Path(path_type=Path))
-@click.option(
-    "--output", required=True, type=click.Path(path_type=Path), help="Folder for the run."
-)
-@click.option("--overwrite", is_flag=True, help="Replace the run that is at --output.")
+@run_options
 @click.option(
     "--epochs",
-    type=click.IntRange(min=1),
+    type=_COUNT,
     default=5,
     show_default=True,
     help="Passes over the training rows.",
 )
 @click.option(
     "--batch-size",
-    type=click.IntRange(min=1),
+    type=_COUNT,
     default=64,
     show_default=True,
     help="Rows in a training step.",
@@ -57,31 +118,32 @@ _OPEN_SHARE = click.FloatRange(0, 1, min_open=True, max_open=True)
     help="Weigh rows so that every class counts the same.",
 )
 @click.option(
-    "--seed",
+    "--weight-decay",
+    type=click.FloatRange(0),
+    default=0.0,
+    show_default=True,
+    help="Decay of the kernels in each step, times the learning rate, as in AdamW.",
+)
+@click.option(
+    "--label-smoothing",
+    type=click.FloatRange(0, 1, max_open=True),
+    default=0.0,
+    show_default=True,
+    help="Share of each label spread over all classes.",
+)
+@click.option(
+    "--hidden-units",
     type=click.IntRange(min=0),
     default=0,
     show_default=True,
-    help="Of the validation rows, the initial weights, the order of rows and the dropout.",
+    help="Width of a hidden layer; 0 for none.",
 )
 @click.option(
-    "--validation-split",
-    type=_OPEN_SHARE,
-    default=0.2,
-    show_default=True,
-    help="Share of the training rows drawn for validation, where the cache has no split `val`.",
+    "--patience",
+    type=_COUNT,
+    help="Stop after so many epochs without a lower validation loss, and go back to the best.",
 )
-@click.option(
-    "--rare-class",
-    type=click.Choice(["keep", "drop", "error"]),
-    default="keep",
-    show_default=True,
-    help="A class too rare to give a validation row: keep its rows in training, drop them, or "
-    "refuse.",
-)
-@click.option(
-    "--test-split", metavar="NAME", help="The split that is the test.  [default: test, if any]"
-)
-@click.option("--no-test", is_flag=True, help="Leave the test alone.")
+@row_options
 def train_head(cache: Path, output: Path, *, overwrite: bool, **choices: Any) -> None:
     """Train a head on the features in CACHE, check it, and score the test once.
 
@@ -97,4 +159,67 @@ def train_head(cache: Path, output: Path, *, overwrite: bool, **choices: Any) ->
     from classify.train import train_head as train
 
     run = train(cache, output, TrainingOptions(**choices), overwrite=overwrite)
+    click.echo(summarize(run))
+
+
+def _choices(name: str, meaning: str, default: str) -> Callable[[Function], Function]:
+    """Return an option that takes the values a sweep chooses a hyperparameter from."""
+    return click.option(f"--{name}", metavar="VALUES", help=f"{meaning}  [default: {default}]")
+
+
+@click.command("sweep-heads", cls=Command)
+@run_options
+@click.option(
+    "--n-trials",
+    type=_COUNT,
+    default=200,
+    show_default=True,
+    help="Configurations to draw at random.",
+)
+@click.option("--grid", is_flag=True, help="Try every configuration instead.")
+@click.option(
+    "--n-seeds",
+    type=_COUNT,
+    default=1,
+    show_default=True,
+    help="Heads for each configuration, which is judged by their mean.",
+)
+@click.option(
+    "--select-by",
+    type=click.Choice(["accuracy", "log_loss", "balanced_accuracy", "macro_f1"]),
+    default="accuracy",
+    show_default=True,
+    help="The figure on validation rows that chooses.",
+)
+@_choices("learning-rate", "Adam's.", "1e-4:1e-2")
+@_choices("dropout", "Share of inputs left out.", "0,0.2,0.5")
+@_choices("weight-decay", "As in AdamW.", "0,0.01,0.1,1")
+@_choices("label-smoothing", "Share of a label spread out.", "0,0.1")
+@_choices("epochs", "Passes over the rows.", "5,10,20")
+@_choices("batch-size", "Rows in a step.", "64")
+@_choices("standardize", "Standardize features.", "no,yes")
+@_choices("class-weight", "Weigh classes.", "none")
+@_choices("hidden-units", "Width of a hidden layer.", "0")
+@_choices("patience", "Epochs without gain.", "none")
+@row_options
+def sweep_heads(cache: Path, output: Path, *, overwrite: bool, grid: bool, **choices: Any) -> None:
+    """Train many heads on the features in CACHE, and keep the one best on validation rows.
+
+    VALUES are what a hyperparameter is chosen from: one or more with commas between them, or for
+    a number a range LOW:HIGH, drawn log-uniformly. The best configuration is trained again,
+    checked, scored on the test and written as train-head does; the others never see the test.
+    RUN/sweep.csv has them all.
+
+    \b
+    Example:
+        sweep-heads fashion.h5 --output runs/swept --n-trials 1000 --learning-rate 1e-4:1e-2
+    """
+    from classify.search import SearchSpace
+    from classify.summary import summarize
+    from classify.sweep import SweepOptions
+    from classify.sweep import sweep_heads as sweep
+
+    space = SearchSpace.from_text(**{name: choices.pop(name) for name in SearchSpace.names()})
+    choices["n_trials"] = None if grid else choices["n_trials"]
+    run = sweep(cache, output, SweepOptions(space=space, **choices), overwrite=overwrite)
     click.echo(summarize(run))

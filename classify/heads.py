@@ -161,6 +161,10 @@ class DenseHead(LogitsClassifier):
         head = cls()
         head.model_ = import_keras().saving.load_model(path, compile=False, safe_mode=True)
         head.classes_ = np.asarray(classes)
+        if head.model_.output_shape != (None, len(head.classes_)):
+            raise ValueError(
+                f"its output is {head.model_.output_shape}, expected (None, {len(head.classes_)})"
+            )
         head.n_features_in_ = int(head.model_.input_shape[1])
         return head
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -122,13 +123,25 @@ class LogisticRegressionProbe(LogitsClassifier):
         """
         probe = cls()
         try:
-            with np.load(path, allow_pickle=False) as arrays:
+            with path.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
                 for name in _ARRAYS:
                     setattr(probe, f"{name}_", arrays[name])
-        except (OSError, KeyError, ValueError) as error:
+            _check_loaded(probe)
+        except (OSError, KeyError, ValueError, BadZipFile) as error:
             raise RunError(f"{path} holds no logistic regression: {error}") from error
         probe.n_features_in_ = len(probe.mean_)
         return probe
+
+
+def _check_loaded(probe: LogisticRegressionProbe) -> None:
+    """Raise ``ValueError`` unless the arrays of a file are finite and fit each other."""
+    shapes = {name: getattr(probe, f"{name}_").shape for name in _ARRAYS}
+    k, d = (*shapes["classes"], 0)[0], (*shapes["mean"], 0)[0]
+    expected = {"coef": (k, d), "intercept": (k,), "mean": (d,), "scale": (d,), "classes": (k,)}
+    if shapes != expected or not k or not d:
+        raise ValueError(f"arrays of shapes {shapes} where {expected} is expected")
+    if not all(np.isfinite(getattr(probe, f"{name}_")).all() for name in _ARRAYS[:-1]):
+        raise ValueError("its coefficients are not all finite")
 
 
 @dataclass(frozen=True)

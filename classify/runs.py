@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 from classify.estimators import LogitsClassifier
 from data_cache.errors import RunError
@@ -22,6 +23,17 @@ from data_cache.recipe import Provenance, Recipe
 FORMAT, FORMAT_VERSION = "headstart-run", 1
 DENSE, LOGISTIC = "dense", "logistic_regression"
 """Names of the models in a run, as in ``metrics.json`` and on the command line."""
+
+LOADING_ERRORS = (
+    OSError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    RuntimeError,
+    BadZipFile,
+)
+"""What a file that is damaged, or somebody else's, provokes in Keras and NumPy."""
 
 MODEL_FILES = {DENSE: "head.keras", LOGISTIC: "logistic_regression.npz"}
 _METRICS_FILE, _SPLIT_FILE, _HISTORY_FILE = "metrics.json", "split.csv", "history.csv"
@@ -61,9 +73,14 @@ class Run:
                 f"{self.path} has no model {name!r}: expected {' or '.join(MODEL_FILES)}"
             )
         try:
-            return self._load(name)
-        except (OSError, ValueError) as error:
-            raise RunError(f"{self.path / MODEL_FILES[name]} cannot be read: {error}") from error
+            model = self._load(name)
+        except RunError:
+            raise
+        except LOADING_ERRORS as error:
+            words = " ".join(str(error).split())
+            raise RunError(f"{self.path / MODEL_FILES[name]} cannot be read: {words}") from error
+        check_classes(self, name, model)
+        return model
 
     def part_ids(self, part: str) -> tuple[str, ...]:
         """Return the ids of ``train``, ``validation``, ``test`` or ``dropped``, in their order."""
@@ -93,6 +110,7 @@ def load_run(path: Path | str) -> Run:
     path = Path(path)
     metrics = _read_metrics(path)
     try:
+        _check_metrics(metrics)
         return Run(
             path=path,
             metrics=metrics,
@@ -103,6 +121,27 @@ def load_run(path: Path | str) -> Run:
         )
     except (KeyError, TypeError) as error:
         raise RunError(f"{path / _METRICS_FILE} is not whole ({error}): train again") from error
+
+
+def _check_metrics(metrics: Mapping[str, Any]) -> None:
+    """Raise ``TypeError`` where the classes or the selected model are not what they should be."""
+    classes = metrics["classes"]
+    if not isinstance(classes, list) or not all(isinstance(one, str) for one in classes):
+        raise TypeError("the classes are not a list of names")
+    if len(set(classes)) != len(classes) or not classes[1:]:
+        raise TypeError("the classes are not two or more different names")
+    if not isinstance(metrics["selected"], str):
+        raise TypeError("the selected model has no name")
+
+
+def check_classes(run: Run, name: str, model: LogitsClassifier) -> None:
+    """Raise :class:`RunError` unless a model's labels are positions in the run's classes."""
+    labels, n_classes = model.classes_, len(run.classes)
+    if labels.dtype.kind not in "iu" or labels.min(initial=0) < 0 or labels.max() >= n_classes:
+        raise RunError(
+            f"{run.path / MODEL_FILES[name]} tells other classes apart than the {n_classes} of "
+            f"{_METRICS_FILE}: the files are not of one run"
+        )
 
 
 def check_output(path: Path, *, overwrite: bool) -> None:

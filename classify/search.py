@@ -90,6 +90,11 @@ class SearchSpace:
         given = {name: text for name, text in texts.items() if text is not None}
         return cls(**{name: _parse(name, text) for name, text in given.items()})
 
+    @classmethod
+    def names(cls) -> tuple[str, ...]:
+        """Return the names of the hyperparameters."""
+        return tuple(one.name for one in fields(cls))
+
     @property
     def size(self) -> int | None:
         """The number of configurations, or None where a range makes them endless."""
@@ -138,7 +143,7 @@ class SearchSpace:
 
     def _axes(self) -> dict[str, Any]:
         """Return the hyperparameters and what each is chosen from."""
-        return {one.name: getattr(self, one.name) for one in fields(self)}
+        return {name: getattr(self, name) for name in self.names()}
 
 
 def _choose(rng: np.random.Generator, values: Any) -> Any:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from data_cache.cache import FeatureCache
 from data_cache.console import warn
 from data_cache.errors import CacheError, DataError, ParameterError
+from data_cache.leaks import kept_rows
 
 TRAINING_SPLIT, VALIDATION_SPLIT = "train", "val"
 
@@ -64,11 +65,12 @@ def divide(
     seed: int,
     rare_class: RareClass = "keep",
     test_split: str | None = None,
+    left_out: frozenset[tuple[str, str]] = frozenset(),
 ) -> Division:
     """Return the parts: the split ``val`` validates where there is one, else rows are drawn.
 
     Drawn rows are ``fraction`` of the training rows, see :func:`draw_validation`. A split that is
-    the test never validates.
+    the test never validates. Rows of ``left_out``, by split and id, are in no part.
 
     Raises
     ------
@@ -83,16 +85,26 @@ def divide(
             f"{cache.path} has no split {TRAINING_SPLIT!r} to learn from, only: "
             f"{', '.join(cache.split_names)}: extract it from a source that has one"
         )
-    part = read_part(cache, TRAINING_SPLIT)
+    part, groups = _read_kept(cache, TRAINING_SPLIT, left_out)
     if VALIDATION_SPLIT in cache.split_names and test_split != VALIDATION_SPLIT:
-        validation = read_part(cache, VALIDATION_SPLIT)
+        validation, _ = _read_kept(cache, VALIDATION_SPLIT, left_out)
         division = Division(part, validation, part.take(np.zeros(len(part), bool)), drawn=False)
     else:
-        groups = cache.rows(TRAINING_SPLIT).groups
         chosen = draw_validation(part.labels, groups, fraction=fraction, seed=seed)
         division = _divide_drawn(part, chosen, cache.classes, rare_class)
     _check_division(division, cache.classes, fraction)
     return division
+
+
+def _read_kept(
+    cache: FeatureCache, split: str, left_out: frozenset[tuple[str, str]]
+) -> tuple[Part, NDArray[np.bytes_] | None]:
+    """Return the rows of a split that are not left out, and their groups, if they have any."""
+    part, groups = read_part(cache, split), cache.rows(split).groups
+    if not left_out:
+        return part, groups
+    kept = kept_rows(split, cache.rows(split), left_out)
+    return part.take(kept), None if groups is None else groups[kept]
 
 
 def read_part(cache: FeatureCache, split: str) -> Part:

@@ -7,7 +7,8 @@ seal until the choice is made.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
+from math import isnan, nan
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -21,7 +22,7 @@ from classify.many_heads import train_many_heads
 from classify.runs import Run, write_table
 from classify.search import SearchSpace
 from classify.selection import Division
-from classify.train import TrainingOptions, begin, finish
+from classify.train import RowOptions, TrainingOptions, begin, finish
 from data_cache.console import progress, say
 from data_cache.errors import ParameterError, TrainingError
 
@@ -33,8 +34,10 @@ _SPEC_FIELDS = tuple(one.name for one in fields(HeadSpec) if one.name != "seed")
 
 
 @dataclass(frozen=True)
-class SweepOptions:
+class SweepOptions(RowOptions):
     """What a user may choose of a sweep.
+
+    ``seed`` also draws the configurations; the first head of each has it, and so has the winner.
 
     Attributes
     ----------
@@ -43,10 +46,6 @@ class SweepOptions:
     n_seeds : heads for each configuration, 1 or more, of the seeds ``seed``, ``seed`` + 1, ...:
         a configuration is judged by the mean over them
     select_by : the figure to judge by
-    seed : of the draws, the division of the rows and the first head of each configuration; the
-        winner is refitted with it
-    validation_split, rare_class, test_split, no_test : see
-        :class:`classify.train.TrainingOptions`
 
     Raises
     ------
@@ -54,11 +53,10 @@ class SweepOptions:
         A value is out of its range.
     """
 
-    space: SearchSpace = SearchSpace()
+    space: SearchSpace = field(default_factory=SearchSpace)
     n_trials: int | None = 200
     n_seeds: int = 1
     select_by: SelectBy = "accuracy"
-    training: TrainingOptions = TrainingOptions()
 
     def __post_init__(self) -> None:
         for name in ("n_trials", "n_seeds"):
@@ -72,7 +70,12 @@ class SweepOptions:
         """Return the configurations to try."""
         if self.n_trials is None:
             return self.space.grid()
-        return self.space.draw(self.n_trials, self.training.seed)
+        return self.space.draw(self.n_trials, self.seed)
+
+    def winner(self, spec: HeadSpec) -> TrainingOptions:
+        """Return how to train the configuration that won."""
+        rows = {one.name: getattr(self, one.name) for one in fields(RowOptions)}
+        return TrainingOptions(**asdict(spec) | rows)
 
 
 @dataclass(frozen=True)
@@ -127,16 +130,19 @@ def sweep_heads(
     """
     options = options or SweepOptions()
     specs = options.specs()
-    with begin(cache, output, options.training, overwrite=overwrite) as job:
+    with begin(cache, output, options, overwrite=overwrite) as job:
         with job.clock.time("sweep"):
             trials = rank(
                 run_trials(specs, job.division, len(job.cache.classes), options), options.select_by
             )
         best = trials[0]
-        say(f"Trial {best.number} is the best of {len(trials)} on validation: {describe(best)}")
+        say(
+            f"Best of {len(trials)} on validation, so its figures there are optimistic: "
+            f"{describe(best)}"
+        )
         return finish(
             job,
-            replace(options.training, **{name: getattr(best.spec, name) for name in _SPEC_FIELDS}),
+            options.winner(best.spec),
             more_metrics={"sweep": _facts(trials, options)},
             write_more=lambda folder: write_trials(folder / SWEEP_FILE, trials),
         )
@@ -146,7 +152,7 @@ def run_trials(
     specs: Sequence[HeadSpec], division: Division, n_classes: int, options: SweepOptions
 ) -> list[Trial]:
     """Train every configuration with every seed and score it on validation, in the order given."""
-    seeds = range(options.training.seed, options.training.seed + options.n_seeds)
+    seeds = range(options.seed, options.seed + options.n_seeds)
     heads = [replace(spec, seed=seed) for spec in specs for seed in seeds]
     training, validation = division.training, division.validation
     data = TrainingData(
@@ -174,7 +180,7 @@ def measure(
 ) -> HeadScore:
     """Return the figures of logits (m, k) on labels (m,)."""
     if not np.isfinite(logits).all():
-        return HeadScore(*[float("nan")] * 4, n_epochs)
+        return HeadScore(nan, nan, nan, nan, n_epochs)
     predictions, n_classes = logits.argmax(axis=1), logits.shape[1]
     return HeadScore(
         accuracy=metrics.accuracy(labels, predictions),
@@ -235,7 +241,7 @@ def _facts(trials: Sequence[Trial], options: SweepOptions) -> dict[str, Any]:
     return {
         "n_trials": len(trials),
         "n_heads": sum(len(trial.scores) for trial in trials),
-        "n_diverged": sum(np.isnan(trial.mean("accuracy")) for trial in trials),
+        "n_diverged": sum(isnan(trial.mean("accuracy")) for trial in trials),
         "select_by": options.select_by,
         "seeds": list(best.scores),
         "trial": best.number,

@@ -18,6 +18,7 @@ from classify import runs
 from classify.comparison import compare
 from classify.head_spec import HeadSpec
 from classify.heads import DenseHead
+from classify.leakage import rows_to_leave_out
 from classify.probes import LogisticPath, LogisticRegressionProbe, logistic_path
 from classify.results import CacheFacts, Clock, FittedModels, TestScores, TrainingResult
 from classify.runs import DENSE, LOGISTIC, Run, load_run
@@ -29,24 +30,36 @@ from data_cache.console import import_keras, progress, say
 
 
 @dataclass(frozen=True)
-class TrainingOptions(HeadSpec):
-    """What a user may choose: the Dense head's configuration, and which rows do what.
-
-    ``class_weight`` also holds for the cross-check, and ``seed`` draws the validation rows too.
+class RowOptions:
+    """Which rows of a cache do what.
 
     Attributes
     ----------
+    seed : draws the validation rows, and all that training draws
     validation_split : share of the training rows drawn for validation where the cache has no split
         ``val``, in (0, 1)
     rare_class : see :data:`classify.selection.RareClass`
     test_split : name of the test split; by default ``test`` where there is one
     no_test : leave the test alone
+    drop_leaks : leave out training and validation rows that have a copy in the test, or nearly
+    exclude : a CSV with the columns ``split`` and ``id`` of rows to leave out
     """
 
+    seed: int = 0
     validation_split: float = 0.2
     rare_class: RareClass = "keep"
     test_split: str | None = None
     no_test: bool = False
+    drop_leaks: bool = False
+    exclude: str | None = None
+
+
+@dataclass(frozen=True)
+class TrainingOptions(HeadSpec, RowOptions):
+    """What a user may choose: the Dense head's configuration, and which rows do what.
+
+    ``class_weight`` also holds for the cross-check.
+    """
 
     def head(self) -> DenseHead:
         """Return the Dense head, untrained."""
@@ -83,7 +96,7 @@ def train_head(
 
 
 @contextmanager
-def begin(cache: Path, output: Path, options: TrainingOptions, *, overwrite: bool) -> Iterator[Job]:
+def begin(cache: Path, output: Path, options: RowOptions, *, overwrite: bool) -> Iterator[Job]:
     """Yield a job, its cache open; see :func:`train_head` for what is raised."""
     clock = Clock()
     runs.check_output(output, overwrite=overwrite)
@@ -151,7 +164,7 @@ def score_test(test: SealedTest, fitted: FittedModels, run: Path) -> TestScores:
     )
 
 
-def _divide(cache: FeatureCache, options: TrainingOptions, test_split: str | None) -> Division:
+def _divide(cache: FeatureCache, options: RowOptions, test_split: str | None) -> Division:
     """Return training and validation rows, and say how many there are."""
     division = divide(
         cache,
@@ -159,6 +172,9 @@ def _divide(cache: FeatureCache, options: TrainingOptions, test_split: str | Non
         seed=options.seed,
         rare_class=options.rare_class,
         test_split=test_split,
+        left_out=rows_to_leave_out(
+            cache, test_split, drop_leaks=options.drop_leaks, exclude=options.exclude
+        ),
     )
     origin = "drawn from them" if division.drawn else "the cache's own split"
     say(

@@ -35,7 +35,7 @@ from data_cache.virtual import (
 )
 
 _BATCH_BYTES = 16 << 20
-_COLUMN_CHUNK_ROWS = 1 << 14
+_COLUMN_CHUNK_ROWS = 1 << 12
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from data_cache.bound import BadRow
 from data_cache.checking import Checking, check_whole
 from data_cache.digests import split_context
 from data_cache.errors import CacheCorruptError, CacheError, CacheFormatError
-from data_cache.hdf5 import decode_texts, open_hdf5, read_rows, read_slice
+from data_cache.hdf5 import decode_texts, naming_damage, open_hdf5, read_rows, read_slice
 from data_cache.identity import check_format, read_attribute, read_provenance, read_recipe
 from data_cache.layout import UNLABELED, Storage
 from data_cache.proof import sound_rows
@@ -57,14 +57,15 @@ class FeatureCache:
         self.path = path
         self._file = file
         self._resources = resources
-        self.recipe: Recipe = read_recipe(file)
-        self.storage: Storage = read_storage(file)
-        self.classes: tuple[str, ...] = decode_texts(self._column(file, "classes"))
-        self.split_names: tuple[str, ...] = tuple(read_attribute(file, "splits"))
-        self.shard_table = read_shard_table(file, path) if self.storage.sharded else []
-        self.shards: tuple[Path, ...] = tuple(shard for shard, _ in self.shard_table)
-        self.n_features: int = self._check_shapes()
         self._finite: set[str] = set()
+        with naming_damage(str(path)):
+            self.recipe: Recipe = read_recipe(file)
+            self.storage: Storage = read_storage(file)
+            self.classes: tuple[str, ...] = decode_texts(self._column(file, "classes"))
+            self.split_names: tuple[str, ...] = tuple(read_attribute(file, "splits"))
+            self.shard_table = read_shard_table(file, path) if self.storage.sharded else []
+            self.shards: tuple[Path, ...] = tuple(shard for shard, _ in self.shard_table)
+            self.n_features: int = self._check_shapes()
 
     @classmethod
     def open(cls, path: Path | str, *, check: Checking = "once") -> FeatureCache:
@@ -112,7 +113,8 @@ class FeatureCache:
     @cached_property
     def provenance(self) -> Provenance:
         """Where the features came from: for people to read."""
-        return read_provenance(self._file)
+        with naming_damage(str(self.path)):
+            return read_provenance(self._file)
 
     def n_rows(self, split: str) -> int:
         """Return how many rows a split has."""
@@ -188,17 +190,19 @@ class FeatureCache:
 
     def statistics(self, split: str) -> FeatureStatistics:
         """Return the statistics of a split's features, which were stored when it was bound."""
-        return read_statistics(self._group(split))
+        with naming_damage(f"{self.path}: the statistics of {split}"):
+            return read_statistics(self._group(split))
 
     def bad_rows(self) -> tuple[BadRow, ...]:
         """Return the images that were left out, why, and the digests of what was read."""
         group = self._member(self._file, "bad_images")
-        texts = [decode_texts(self._column(group, name)) for name in ("split", "id", "reason")]
-        content = self._column(group, "content")
-        return tuple(
-            BadRow(BadImage(*words), digest.tobytes())
-            for *words, digest in zip(*texts, content, strict=True)
-        )
+        with naming_damage(f"{self.path}: the images that were left out"):
+            texts = [decode_texts(self._column(group, name)) for name in ("split", "id", "reason")]
+            content = self._column(group, "content")
+            return tuple(
+                BadRow(BadImage(*words), digest.tobytes())
+                for *words, digest in zip(*texts, content, strict=True)
+            )
 
     def stores(self) -> Iterator[StoredRows]:
         """Yield where the features are: each split of this file, or its part in each shard."""
@@ -261,12 +265,12 @@ class FeatureCache:
 
     def _member(self, group: h5py.Group, name: str) -> Any:
         """Return a group or a data set, which the format promises."""
-        try:
+        with naming_damage(f"{self.path}: {group.name}"):
+            if name not in group:
+                raise CacheFormatError(
+                    f"{self.path} lacks {name} in {group.name}, which every feature cache has"
+                )
             return group[name]
-        except (KeyError, OSError, RuntimeError) as error:
-            raise CacheFormatError(
-                f"{self.path} lacks {name} in {group.name}, which every feature cache has"
-            ) from error
 
     def _column(self, group: h5py.Group, name: str, part: slice = slice(None)) -> NDArray[Any]:
         """Return a column, or some of its rows."""

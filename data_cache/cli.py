@@ -141,6 +141,43 @@ def merge_command(
     _print(found, listing_lines([found]), as_json=as_json)
 
 
+@command("leaks")
+@click.argument("cache", type=CACHE)
+@click.option("--test-split", default="test", show_default=True, help="The split kept whole.")
+@click.option(
+    "--threshold",
+    type=click.FloatRange(0, 1),
+    help="Cosine from which rows are near-duplicates.  [default: measured for each row]",
+)
+@click.option("--output", type=click.Path(path_type=Path), help="CSV for every pair.")
+@click.option(
+    "--exclusions",
+    type=click.Path(path_type=Path),
+    help="CSV for the rows to leave out, as --exclude takes it.",
+)
+@json_option
+def leaks_command(
+    cache: Path,
+    *,
+    test_split: str,
+    threshold: float | None,
+    output: Path | None,
+    exclusions: Path | None,
+    as_json: bool,
+) -> None:
+    """List images that are more than once in CACHE, or nearly so in two of its splits.
+
+    \b
+    Example:
+      feature-cache leaks photos.h5 --output leaks.csv --exclusions leave_out.csv
+    """
+    from data_cache.leaks import leaks_in
+
+    report = leaks_in(cache, test_split=test_split, threshold=threshold)
+    report.write(leaks=output, exclusions=exclusions)
+    _print(report, report.summary(), as_json=as_json)
+
+
 @command("export")
 @click.argument("cache", type=CACHE)
 @click.option(

@@ -7,6 +7,7 @@
     │   ├── UnknownSourceError     (LookupError)
     │   ├── DataUnavailableError   (FileNotFoundError)  a built-in set that is not on this machine
     │   ├── BadImageError                              one image that cannot be decoded
+    │   │   └── ImageUnavailableError                  one that cannot be read at the moment
     │   └── BadImagesError                             more bad images than were allowed
     ├── BackboneError          (ValueError)        unknown backbone, impossible image size
     ├── WeightsError           (ValueError)        a weights file that does not fit
@@ -24,7 +25,8 @@
     ├── DataError              (ValueError)        labels or features that cannot be learnt from
     ├── ParameterError         (ValueError)        a parameter out of its range
     ├── RunError               (ValueError)        a run folder that is missing or not whole
-    └── TrainingError          (RuntimeError)      training that went wrong (a loss of NaN)
+    ├── TrainingError          (RuntimeError)      training that went wrong (a loss of NaN)
+    └── ExportError            (RuntimeError)      a model that cannot be exported, or disagrees
 
 Each is also a builtin kind of error, so both ways of catching work::
 
@@ -63,6 +65,10 @@ class DataUnavailableError(SourceError, FileNotFoundError):
 
 class BadImageError(SourceError):
     """One image that cannot be decoded; the message is the reason, without the path."""
+
+
+class ImageUnavailableError(BadImageError):
+    """One image that could not be read as it was listed; the next run may read it."""
 
 
 class BadImagesError(SourceError):
@@ -147,5 +153,11 @@ class RunError(HeadstartError, ValueError):
 
 class TrainingError(HeadstartError, RuntimeError):
     """Training that went wrong in a way that no option mends by itself."""
+
+    exit_code = 1
+
+
+class ExportError(HeadstartError, RuntimeError):
+    """A model that a format cannot hold, or whose exported file predicts something else."""
 
     exit_code = 1

@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from data_cache.errors import OutputExistsError
 
@@ -66,6 +67,12 @@ def file_digest(path: Path) -> str:
     """Return the SHA-256 (64 hex digits) of a file's bytes, read in blocks."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def write_all(stream: IO[bytes], data: memoryview) -> None:
+    """Write every byte to an unbuffered file: a disk that fills up may take a part of them."""
+    while len(data):
+        data = data[stream.write(data) :]
 
 
 def temporary_name(path: Path) -> Path:

@@ -13,11 +13,27 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from data_cache.errors import CacheCorruptError, CacheFormatError, CacheNotFoundError
+from data_cache.errors import (
+    CacheCorruptError,
+    CacheFormatError,
+    CacheNotFoundError,
+    HeadstartError,
+)
+from data_cache.files import write_all
 from data_cache.layout import SEAL_BYTES
 from data_cache.seal import MENDING
 
 _SPAN_CHUNKS = 64
+_SIGNS_OF_DAMAGE = (
+    OSError,
+    RuntimeError,
+    LookupError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    MemoryError,
+)
 
 
 @contextmanager
@@ -42,6 +58,23 @@ def open_hdf5(path: Path) -> Iterator[h5py.File]:
         ) from error
     with file:
         yield file
+
+
+@contextmanager
+def naming_damage(what: str) -> Iterator[None]:
+    """Turn whatever h5py says of a damaged file, which varies, into one kind of error.
+
+    Raises
+    ------
+    CacheCorruptError
+        The body failed; the message starts with ``what``.
+    """
+    try:
+        yield
+    except HeadstartError:
+        raise
+    except _SIGNS_OF_DAMAGE as error:
+        raise CacheCorruptError(f"{what} cannot be read ({error}): {MENDING}") from error
 
 
 @contextmanager
@@ -123,12 +156,6 @@ class _Sink(io.RawIOBase):
         return True
 
 
-def write_all(raw: IO[bytes], view: memoryview) -> None:
-    """Write every byte: a disk that fills up may take a part without an error."""
-    while len(view):
-        view = view[raw.write(view) :]
-
-
 def text_dtype(width: int) -> np.dtype[np.bytes_]:
     """Return the type of UTF-8 text of at most ``width`` bytes, padded with NUL."""
     dtype: np.dtype[np.bytes_] = h5py.string_dtype("utf-8", max(1, width))
@@ -179,14 +206,9 @@ def read_slice(dataset: h5py.Dataset, rows: slice) -> NDArray[Any]:
     CacheCorruptError
         A checksum is wrong; the message names the file, the data set and the rows.
     """
-    try:
+    first, stop, _ = rows.indices(len(dataset))
+    with naming_damage(f"{dataset.file.filename}: {dataset.name}, rows {first} to {stop - 1},"):
         values: NDArray[Any] = dataset[rows]
-    except (OSError, KeyError, RuntimeError) as error:
-        first, stop, _ = rows.indices(len(dataset))
-        raise CacheCorruptError(
-            f"{dataset.file.filename}: {dataset.name}, rows {first} to {stop - 1}, cannot be read "
-            f"({error}): {MENDING}"
-        ) from error
     return values
 
 

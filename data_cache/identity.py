@@ -10,6 +10,7 @@ from typing import Any
 import h5py
 
 from data_cache.errors import CacheCorruptError, CacheFormatError
+from data_cache.hdf5 import naming_damage
 from data_cache.layout import FORMAT, VERSION
 from data_cache.recipe import Provenance, Recipe
 from data_cache.seal import MENDING, unknown_version
@@ -29,8 +30,17 @@ def write_provenance(file: h5py.File, provenance: Provenance) -> None:
 
 
 def check_format(file: h5py.File, kind: str) -> None:
-    """Raise :class:`CacheFormatError` unless the file is of this format, version and kind."""
-    found = file.attrs.get("format"), file.attrs.get("format_version"), file.attrs.get("kind")
+    """See that a file is of this format, version and kind.
+
+    Raises
+    ------
+    CacheFormatError
+        It is not.
+    CacheCorruptError
+        It cannot be told.
+    """
+    with naming_damage(file.filename):
+        found = [file.attrs.get(name) for name in ("format", "format_version", "kind")]
     if found[0] != FORMAT:
         raise CacheFormatError(
             f"{file.filename} is an HDF5 file but not a feature cache: no attribute "

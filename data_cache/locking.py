@@ -46,8 +46,8 @@ def locked(path: Path, wait_seconds: float = 0.0) -> Iterator[None]:
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Say plainly why the cache at ``path`` cannot be written.
+def writing(path: Path, n_bytes: int) -> Iterator[None]:
+    """Say plainly why about ``n_bytes`` of the cache at ``path`` cannot be written.
 
     Raises
     ------
@@ -68,6 +68,7 @@ def writing(path: Path) -> Iterator[None]:
         folder = path.absolute().parent
         free = shutil.disk_usage(folder).free
         raise CacheFullError(
-            f"no room left to write {path}: {free / 1e6:,.0f} MB free in {folder}; free some "
-            "space there, then run the same command again, which goes on from what is finished"
+            f"no room left to write {path}: about {n_bytes / 1e6:,.1f} MB are needed and "
+            f"{free / 1e6:,.1f} MB free in {folder}; free as much there and run the same command "
+            "again, which goes on from what is finished"
         ) from error

@@ -49,7 +49,8 @@ def merge(
     with ExitStack() as stack:
         caches = [stack.enter_context(FeatureCache.open(path)) for path in paths]
         _check_recipes(caches)
-        options = UpdateOptions(storage=replace(caches[0].storage, sharded=sharded))
+        kept = caches[0].storage
+        options = UpdateOptions(dtype=kept.dtype, compression=kept.compression, sharded=sharded)
         names = [f"{cache.path.stem}/" if prefix else "" for cache in caches]
         manifest = _merged([_named(*pair) for pair in zip(caches, names, strict=True)])
         with CacheUpdate.begin(

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from data_cache.checking import check_whole
 from data_cache.digests import Content, KeyIndex, as_keys
 from data_cache.errors import CacheError, RecipeMismatchError
 from data_cache.files import TEMPORARY_MARK
@@ -21,32 +22,35 @@ class Parts:
     Attributes
     ----------
     folder : ``CACHE.parts``
-    shards : those that are whole, by name
+    shards : those that can be used, by name
+    foreign : those of another recipe or precision, which something else may still need
     """
 
     def __init__(self, path: Path, recipe: Recipe) -> None:
         self.folder = parts_folder(path)
         self.shards: list[Shard] = []
+        self.foreign: list[Shard] = []
         self._recipe = recipe
 
-    def find(self, *, overwrite: bool) -> None:
-        """Take in every finished shard; with ``overwrite`` those of other recipes are removed.
+    def find(self, dtype: str | None) -> None:
+        """Take in every finished shard; those of features not stored as ``dtype`` are foreign.
 
         Raises
         ------
         CacheCorruptError, CacheFormatError
             A shard is not what was written.
-        RecipeMismatchError
-            A shard was made by another recipe.
         """
-        for path in sorted(self.folder.glob(SHARD_PATTERN)):
-            shard = read_shard(path, "once")
-            if shard.recipe == self._recipe:
-                self.shards.append(shard)
-            elif overwrite:
-                path.unlink()
-            else:
-                raise recipe_mismatch(path, shard.recipe, self._recipe)
+        paths = sorted(self.folder.glob(SHARD_PATTERN))
+        check_whole(paths, "once")
+        for path in paths:
+            shard = read_shard(path, "never")
+            is_ours = shard.recipe == self._recipe and dtype in {None, shard.storage.dtype}
+            (self.shards if is_ours else self.foreign).append(shard)
+
+    def refuse_foreign(self) -> None:
+        """Raise :class:`RecipeMismatchError` if a shard was made by another recipe."""
+        for shard in self.foreign:
+            raise recipe_mismatch(shard.stored.path, shard.recipe, self._recipe)
 
     def write(self, content: Content, features: NDArray[np.float32], storage: Storage) -> None:
         """Write one more shard of features (n, d)."""
@@ -71,14 +75,17 @@ class Parts:
             )
         return dtypes.pop() if dtypes else None
 
-    def drop(self, bound: NDArray[np.bytes_], *, keep: frozenset[Path], prune: bool) -> None:
-        """Remove the shards whose every row is among ``bound`` keys; with ``prune``, all.
+    def drop(
+        self, bound: NDArray[np.bytes_], *, keep: frozenset[Path], everything: bool = False
+    ) -> None:
+        """Remove the shards whose every row is among ``bound`` keys; with ``everything``, all.
 
-        Those in ``keep`` stay; so do shards with rows that nothing else holds.
+        Those in ``keep`` stay in any case, and otherwise foreign ones, and those with rows that
+        nothing else holds.
         """
         index = KeyIndex(bound)
-        for shard in self.shards:
-            held = prune or bool((index.find(as_keys(shard.stored.content)) >= 0).all())
+        for shard in [*self.shards, *(self.foreign if everything else ())]:
+            held = everything or bool((index.find(as_keys(shard.stored.content)) >= 0).all())
             if held and shard.stored.path not in keep:
                 shard.stored.path.unlink(missing_ok=True)
         if self.folder.is_dir() and not any(self.folder.iterdir()):

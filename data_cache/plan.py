@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -117,12 +117,12 @@ def missing_rows(
 
 def find_known_bad(manifest: Manifest, bad_rows: Sequence[BadRow]) -> tuple[BadRow, ...]:
     """Return the rows whose content an earlier run could not decode, with its reason."""
-    reasons = {row.content: row.image.reason for row in bad_rows if any(row.content)}
+    images = {row.content: row.image for row in bad_rows if any(row.content)}
     found = []
     for split, rows in manifest.splits.items():
-        for at in np.flatnonzero(np.isin(as_keys(rows.content), np.array([*reasons], "S32"))):
+        for at in np.flatnonzero(np.isin(as_keys(rows.content), np.array([*images], "S32"))):
             content = rows.content[at].tobytes()
-            image = BadImage(split, rows.ids[at].decode(), reasons[content])
+            image = replace(images[content], split=split, id=rows.ids[at].decode())
             found.append(BadRow(image, content))
     return tuple(found)
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from data_cache.digests import block_digests
 from data_cache.errors import HeadstartError
-from data_cache.hdf5 import read_slice
+from data_cache.hdf5 import naming_damage
 
 _ORDER = ("ids", "labels", "content", "groups", "shard", "shard_row", "features")
 _BATCH_BLOCKS = 32
@@ -22,13 +22,16 @@ def sound_rows(group: h5py.Group, context: bytes) -> NDArray[np.bool_]:
 
     ``context`` is what its block digests start from. A row is sound if its whole block is: what
     cannot be read, or has another digest, is not.
+
+    Raises
+    ------
+    CacheCorruptError
+        Not even the digests can be read.
     """
-    sound = np.zeros(len(group["content"]), bool)
-    try:
-        digests = read_slice(group["block_digests"], slice(None))
+    with naming_damage(f"{group.file.filename}: {group.name}"):
+        sound = np.zeros(len(group["content"]), bool)
+        digests = group["block_digests"][...]
         length = int(group.attrs["block_rows"])
-    except (HeadstartError, KeyError, OSError, ValueError):
-        return sound
     for first in range(0, len(digests), _BATCH_BLOCKS):
         blocks = slice(first, min(first + _BATCH_BLOCKS, len(digests)))
         found = list(_digests(group, context, blocks, length))
@@ -54,8 +57,9 @@ def _digests(
 
 def _read(group: h5py.Group, rows: slice) -> list[NDArray[Any]]:
     """Return some rows of every column that the digests cover, in their order."""
-    names = [name for name in _ORDER if name in group and not group[name].is_virtual]
-    return [read_slice(group[name], rows) for name in names]
+    with naming_damage(f"{group.file.filename}: {group.name}"):
+        columns = [group[name] for name in _ORDER if name in group]
+        return [column[rows] for column in columns if not column.is_virtual]
 
 
 def runs(mask: NDArray[np.bool_]) -> list[tuple[int, int]]:

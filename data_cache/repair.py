@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -17,13 +18,15 @@ from data_cache.errors import (
     CacheNotFoundError,
     HeadstartError,
 )
+from data_cache.hdf5 import naming_damage, open_hdf5
+from data_cache.identity import check_format
 from data_cache.layout import SHARD_PATTERN, parts_folder
 from data_cache.locking import locked, writing
 from data_cache.manifests import concatenate
 from data_cache.proof import runs
 from data_cache.recipe import Provenance
 from data_cache.rows import Manifest, Rows
-from data_cache.seal import check_seal
+from data_cache.seal import check_seal, is_sealed
 from data_cache.shards import StoredRows, read_shard
 from data_cache.stock import Stock
 from data_cache.verify import bad_shards
@@ -38,17 +41,19 @@ class Repair:
     dropped_shards : shards that were damaged, and are gone
     n_kept, n_dropped : rows of the bound file that are proven, and that are not there any more
     set_aside : where the bound file is now if nothing of it could be proven
+    was_rewritten : whether the bound file was damaged, and written again
     """
 
     dropped_shards: tuple[Path, ...] = ()
     n_kept: int = 0
     n_dropped: int = 0
     set_aside: Path | None = None
+    was_rewritten: bool = False
 
     @property
     def was_needed(self) -> bool:
         """Whether anything was damaged."""
-        return bool(self.dropped_shards or self.n_dropped or self.set_aside)
+        return bool(self.dropped_shards or self.set_aside or self.was_rewritten)
 
 
 def repair(path: Path) -> Repair:
@@ -61,6 +66,8 @@ def repair(path: Path) -> Repair:
     ------
     CacheNotFoundError
         There is neither a cache nor a shard of one.
+    CacheFormatError
+        The file is no cache, or of another version: it is left as it is.
     CacheLockedError
         Another process is writing the cache.
     CacheFullError
@@ -69,12 +76,12 @@ def repair(path: Path) -> Repair:
     shards = sorted(parts_folder(path).glob(SHARD_PATTERN))
     if not path.exists() and not shards:
         raise CacheNotFoundError(f"{path} does not exist: make it with `extract-features`")
-    with locked(path), writing(path):
+    with locked(path), writing(path, path.stat().st_size if path.exists() else 0):
         damaged = {shard for shard in shards if not _is_sound_shard(shard)}
         mended = _repair_bound(path, damaged) if path.exists() else Repair()
         for shard in damaged:
             shard.unlink()
-    return Repair(tuple(sorted(damaged)), mended.n_kept, mended.n_dropped, mended.set_aside)
+    return replace(mended, dropped_shards=tuple(sorted(damaged)))
 
 
 def _is_sound_shard(path: Path) -> bool:
@@ -88,6 +95,7 @@ def _is_sound_shard(path: Path) -> bool:
 
 def _repair_bound(path: Path, damaged: set[Path]) -> Repair:
     """Write the bound file again with the rows that are proven; leave a sound one as it is."""
+    _refuse_foreign(path)
     try:
         with FeatureCache.open(path, check="never") as cache:
             bad = bad_shards(cache, damaged)
@@ -98,12 +106,37 @@ def _repair_bound(path: Path, damaged: set[Path]) -> Repair:
             n_kept = sum(int(mask.sum()) for mask in sound.values())
             if n_kept:
                 _write_sound(cache, sound, bad)
-                return Repair(n_kept=n_kept, n_dropped=n_rows - n_kept)
+                return Repair(n_kept=n_kept, n_dropped=n_rows - n_kept, was_rewritten=True)
     except (CacheFormatError, CacheCorruptError):
         n_rows = 0
-    aside = path.with_name(f"{path.name}.damaged")
-    path.replace(aside)
+    names = (path.with_name(f"{path.name}.damaged{number or ''}") for number in count())
+    aside = next(name for name in names if not name.exists())
+    path.rename(aside)
     return Repair(n_dropped=n_rows, set_aside=aside)
+
+
+def _refuse_foreign(path: Path) -> None:
+    """Raise :class:`CacheFormatError` for a file that is no damaged cache of this version."""
+    try:
+        with open_hdf5(path) as file, naming_damage(str(path)):
+            check_format(file, "cache")
+    except CacheFormatError:
+        if not _is_torn(path):
+            raise
+    except CacheCorruptError:
+        return
+
+
+def _is_torn(path: Path) -> bool:
+    """Return whether a file starts as a cache of this version does, and is not what was written."""
+    try:
+        if is_sealed(path):
+            check_seal(path)
+    except CacheCorruptError:
+        return True
+    except CacheFormatError:
+        return False
+    return False
 
 
 def _is_sealed(path: Path) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,8 +48,12 @@ class Manifest:
 
 @dataclass(frozen=True)
 class BadImage:
-    """An image that is left out, and why; ``reason`` is for a person to read."""
+    """An image that is left out, and why; ``reason`` is for a person to read.
+
+    ``is_passing`` tells that the next run may read it, so it is not remembered as bad.
+    """
 
     split: str
     id: str
     reason: str
+    is_passing: bool = field(default=False, compare=False)

@@ -15,10 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_cache.errors import CacheCorruptError, CacheFormatError
+from data_cache.files import write_all
 from data_cache.layout import FORMAT, SEAL_BYTES, VERSION
 
 _READ_BYTES = 1 << 20
-_TEXT = re.compile(rb"(?P<version>\S+)\nsha256 (?P<digest>[0-9a-f]{64})\nsize (?P<size>\d{1,18})\n")
+_VERSION = re.compile(FORMAT.encode() + rb" (\d{1,9})\n")
+_SEAL = re.compile(_VERSION.pattern + rb"sha256 ([0-9a-f]{64})\nsize (\d{1,18})\n")
 
 MENDING = "see `feature-cache verify`, then `feature-cache repair`"
 """How every message about damage ends."""
@@ -40,8 +42,8 @@ class Seal:
 def seal(path: Path) -> Seal:
     """Write the seal of a finished file into its user block, and return it."""
     found = Seal(_body_digest(path), path.stat().st_size)
-    with path.open("r+b") as stream:
-        stream.write(found.block())
+    with path.open("r+b", buffering=0) as stream:
+        write_all(stream, memoryview(found.block()))
     return found
 
 
@@ -57,12 +59,13 @@ def read_seal(path: Path) -> Seal:
     """
     with path.open("rb") as stream:
         block = stream.read(SEAL_BYTES)
-    found = _TEXT.match(block.removeprefix(FORMAT.encode() + b" "))
+    version = _VERSION.match(block)
+    if version and int(version[1]) != VERSION:
+        raise CacheFormatError(unknown_version(path, int(version[1])))
+    found = _SEAL.match(block)
     if found is None:
         raise CacheCorruptError(f"{path} has no whole seal in its first 512 bytes: {MENDING}")
-    if found["version"] != str(VERSION).encode():
-        raise CacheFormatError(unknown_version(path, found["version"].decode("ascii", "replace")))
-    said = Seal(found["digest"].decode(), int(found["size"]))
+    said = Seal(found[2].decode(), int(found[3]))
     size = path.stat().st_size
     if size != said.n_bytes:
         change = "was cut short" if size < said.n_bytes else "has grown"

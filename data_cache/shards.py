@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from data_cache.checking import Checking, check_whole
 from data_cache.digests import Content, block_digests, shard_context
-from data_cache.files import whole_file
-from data_cache.hdf5 import open_hdf5, read_slice, write_all, write_column
+from data_cache.files import whole_file, write_all
+from data_cache.hdf5 import naming_damage, open_hdf5, read_slice, write_column
 from data_cache.identity import check_format, read_recipe, write_identity
 from data_cache.layout import SEAL_BYTES, SHARD_PATTERN, Storage, chunk_rows
 from data_cache.recipe import Recipe
@@ -91,7 +91,7 @@ def read_shard(path: Path, check: Checking = "always") -> Shard:
     """
     seal = read_seal(path)
     check_whole([path], check)
-    with open_hdf5(path) as file:
+    with open_hdf5(path) as file, naming_damage(str(path)):
         check_format(file, "shard")
         content = read_slice(file["content"], slice(None))
         features = file["features"]

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from data_cache.digests import Content, KeyIndex, as_keys
 from data_cache.errors import CacheError
-from data_cache.hdf5 import open_hdf5, read_rows
+from data_cache.hdf5 import naming_damage, open_hdf5, read_rows
 from data_cache.shards import StoredRows
 
 Place = tuple[Path, str]
@@ -71,7 +71,7 @@ def gather(
     features = np.empty((len(rows), n_features), np.float32)
     for positions in parts:
         path, dataset = places[int(which[positions[0]])]
-        with open_hdf5(path) as file:
+        with open_hdf5(path) as file, naming_damage(str(path)):
             found = read_rows(file[dataset], rows[positions].astype(np.int64))
         if len(parts) == 1 and found.dtype == features.dtype:
             return found

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_cache.bound import BadRow, Contents, write_bound
-from data_cache.digests import Content
+from data_cache.digests import Content, KeyIndex, as_keys
 from data_cache.errors import CacheError, CacheFullError
 from data_cache.existing import Existing, read_existing
 from data_cache.files import TEMPORARY_MARK
@@ -44,7 +44,8 @@ class UpdateOptions:
     prune : remove rows that are no longer in the source
     append : the source is added; the rows of the cache are no part of it and stay
     retry_bad : decode again what an earlier run could not decode
-    storage : how features are kept; None keeps the way of what is there
+    dtype, compression, sharded : how features are kept, see :class:`data_cache.layout.Storage`;
+        None keeps the way of what is there
     shard_rows, shard_seconds : a shard is finished at so many rows, or after so long
     wait_seconds : how long to wait for another writer before refusing
     """
@@ -52,10 +53,20 @@ class UpdateOptions:
     prune: bool = False
     append: bool = False
     retry_bad: bool = False
-    storage: Storage | None = None
+    dtype: str | None = None
+    compression: int | None = None
+    sharded: bool | None = None
     shard_rows: int = 4096
     shard_seconds: float = 60.0
     wait_seconds: float = 0.0
+
+    def storage(self, found: Storage) -> Storage:
+        """Return how to keep features: as asked for, else as they are kept already."""
+        return Storage(
+            found.dtype if self.dtype is None else self.dtype,
+            found.compression if self.compression is None else self.compression,
+            found.sharded if self.sharded is None else self.sharded,
+        )
 
 
 class CacheUpdate:
@@ -73,7 +84,8 @@ class CacheUpdate:
         self.provenance = provenance
         self.options = options
         self.parts = Parts(path, recipe)
-        self._storage = options.storage or Storage()
+        self._storage = options.storage(Storage())
+        self._overwrite = False
         self._resources = ExitStack()
         self._existing: Existing | None = None
         self._lent: list[StoredRows] = []
@@ -134,6 +146,11 @@ class CacheUpdate:
         """Release the lock; what was appended since the last shard is lost."""
         self._resources.close()
 
+    @property
+    def previous_provenance(self) -> Provenance | None:
+        """Where the rows that are there already came from; None where there are none."""
+        return self._existing.provenance if self._existing else None
+
     def plan(self, manifest: Manifest, unreadable: Sequence[BadImage] = ()) -> Plan:
         """Return what is missing for this manifest, and why.
 
@@ -164,6 +181,17 @@ class CacheUpdate:
             prune=self.options.prune,
             is_up_to_date=nothing_missing and self._holds(joined.manifest, all_bad),
         )
+
+    def with_copies(self, bad_images: Sequence[BadImage]) -> tuple[BadImage, ...]:
+        """Return images of the plan that proved bad, and every other row with the content of one.
+
+        Only the first row of a content is read, so what holds of it holds of its copies.
+        """
+        planned = self._planned
+        if planned is None:
+            return tuple(bad_images)
+        rows = [BadRow(image, _content_of(planned, image)) for image in bad_images]
+        return tuple(row.image for row in find_known_bad(planned, rows))
 
     def append(self, content: Content, features: NDArray[np.float32]) -> None:
         """Take finished rows: ``content`` (m, 32) uint8, ``features`` (m, d) float32.
@@ -205,45 +233,53 @@ class CacheUpdate:
         Raises
         ------
         CacheError
-            Features of a row are missing.
+            Features of a row are missing, or there are no rows at all.
         CacheFullError
             There is no room for the new file beside the old one, which stays as it was.
         """
         self.checkpoint()
         check_manifest(manifest)
         joined = self._join(without(manifest, bad_images)).manifest
+        if not len(joined):
+            raise CacheError(f"{self.path} would hold no row: the source has no image to keep")
         bad_rows = self._bad_rows(manifest, bad_images)
         if not self._holds(joined, bad_rows):
             contents = Contents(joined, bad_rows, self.recipe, self._new_provenance())
-            with writing(self.path):
-                self._write(contents)
+            stock = self._stock()
+            with writing(self.path, self._n_bytes(joined, stock.n_features)):
+                self._write(contents, stock)
         self._drop_shards(joined)
 
     def _write_shard(self) -> None:
         """Write the rows that have waited longest, as many as a shard takes."""
-        with writing(self.path):
-            self.parts.write(*self._pending.first(self.options.shard_rows), self._storage)
+        content, features = self._pending.first(self.options.shard_rows)
+        with writing(self.path, content.nbytes + features.nbytes):
+            self.parts.write(content, features, self._storage)
         self._pending.drop(self.options.shard_rows)
 
     def _take_over(self, *, overwrite: bool) -> None:
         """Take the lock, clear what a killed run left, and find what is finished."""
         self._resources.enter_context(locked(self.path, self.options.wait_seconds))
-        for stray in self.path.parent.glob(f".{self.path.name}{TEMPORARY_MARK}*"):
-            stray.unlink(missing_ok=True)
+        for stray in self.path.parent.iterdir():
+            if stray.name.startswith(f".{self.path.name}{TEMPORARY_MARK}"):
+                stray.unlink(missing_ok=True)
         self.parts.clear_unfinished()
         if self.path.exists() and not overwrite:
             self._existing = read_existing(self.path, self.recipe)
-        self.parts.find(overwrite=overwrite)
+        self.parts.find(self.options.storage(Storage()).dtype if overwrite else None)
+        if self._existing is None and not overwrite:
+            self.parts.refuse_foreign()
         self._storage = self._agreed_storage()
+        self._overwrite = overwrite
 
     def _agreed_storage(self) -> Storage:
         """Return how to store features: as asked, which must keep the precision that is there."""
-        found = self._existing.storage if self._existing else None
-        dtype = found.dtype if found else self.parts.dtype()
-        asked = self.options.storage or found or Storage(dtype or Storage.dtype)
-        if dtype is not None and dtype != asked.dtype:
+        dtype = self.parts.dtype()
+        found = self._existing.storage if self._existing else Storage(dtype or Storage.dtype)
+        asked = self.options.storage(found)
+        if (self._existing or dtype) and asked.dtype != found.dtype:
             raise CacheError(
-                f"{self.path} stores {dtype}, and {asked.dtype} was asked for: use another "
+                f"{self.path} stores {found.dtype}, and {asked.dtype} was asked for: use another "
                 "--output, or replace it with --overwrite"
             )
         return asked
@@ -265,9 +301,11 @@ class CacheUpdate:
     def _n_finished(self, manifest: Manifest) -> int:
         """Count the rows of a manifest whose features are in shards and not in the cache."""
         shards = Stock([shard.stored for shard in self.parts.shards])
-        bound = Stock(self._bound_stores())
+        bound = KeyIndex(all_keys(self._existing.manifest if self._existing else Manifest((), {})))
         contents = [rows.content for rows in manifest.splits.values()]
-        return sum(int((shards.has(one) & ~bound.has(one)).sum()) for one in contents)
+        return sum(
+            int((shards.has(one) & (bound.find(as_keys(one)) < 0)).sum()) for one in contents
+        )
 
     def _old_bad_rows(self) -> tuple[BadRow, ...]:
         """Return the images that an earlier run could not decode."""
@@ -277,7 +315,7 @@ class CacheUpdate:
         """Return the images that are left out, with their contents where those are known."""
         named = self._planned or manifest
         found = tuple(
-            BadRow(image, self._lent_bad.get(image) or _content_of(named, image))
+            BadRow(image, self._lent_bad.get(image) or _content_to_remember(named, image))
             for image in images
         )
         if not self.options.append:
@@ -301,17 +339,27 @@ class CacheUpdate:
         sources = dict.fromkeys([self._existing.provenance.source, self.provenance.source])
         return replace(self.provenance, source="; ".join(sources))
 
-    def _write(self, contents: Contents) -> None:
+    def _write(self, contents: Contents, stock: Stock) -> None:
         """Write the bound file; for sharded storage every row is brought into a shard first."""
-        stock = self._stock()
         if self._storage.sharded:
-            self._shard_rest(contents.manifest)
+            self._shard_rest(contents.manifest, stock)
             stock = Stock([shard.stored for shard in self._shards_in_use(contents.manifest)])
         write_bound(self.path, contents, stock, self._storage)
 
-    def _shard_rest(self, manifest: Manifest) -> None:
-        """Copy into shards the rows of a manifest that lie elsewhere."""
-        stock, in_shards = self._stock(), Stock([shard.stored for shard in self.parts.shards])
+    def _n_bytes(self, manifest: Manifest, n_features: int) -> int:
+        """Return about how many bytes the bound file of a manifest takes, uncompressed."""
+        row = np.dtype(self._storage.dtype).itemsize * n_features
+        return sum(
+            len(rows) * (0 if self._storage.sharded else row)
+            + rows.content.nbytes
+            + rows.ids.nbytes
+            + rows.labels.nbytes
+            for rows in manifest.splits.values()
+        )
+
+    def _shard_rest(self, manifest: Manifest, stock: Stock) -> None:
+        """Copy into shards the rows of a manifest that lie elsewhere in the stock."""
+        in_shards = Stock([shard.stored for shard in self.parts.shards])
         for split, rows in missing_rows(manifest, in_shards, ()).items():
             for start in range(0, len(rows), self.options.shard_rows):
                 batch = rows[start : start + self.options.shard_rows]
@@ -332,7 +380,8 @@ class CacheUpdate:
         """Remove the shards that are not needed any more, and the folder if none is left."""
         used = self._shards_in_use(manifest) if self._storage.sharded else []
         keep = frozenset(shard.stored.path for shard in used)
-        self.parts.drop(all_keys(manifest), keep=keep, prune=self.options.prune)
+        everything = self.options.prune or self._overwrite
+        self.parts.drop(all_keys(manifest), keep=keep, everything=everything)
 
 
 class _Pending:
@@ -369,6 +418,11 @@ class _Pending:
         content, rows = self._batches[0]
         self._batches = [(content[n_rows:], rows[n_rows:])] if len(content) > n_rows else []
         self._since = time.monotonic()
+
+
+def _content_to_remember(manifest: Manifest, image: BadImage) -> bytes:
+    """Return the digest by which the next run knows a bad image; zeros if it is to try again."""
+    return bytes(DIGEST_BYTES) if image.is_passing else _content_of(manifest, image)
 
 
 def _content_of(manifest: Manifest, image: BadImage) -> bytes:

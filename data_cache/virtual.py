@@ -15,14 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_cache.digests import Content, as_content
-from data_cache.errors import CacheCorruptError, CacheError
+from data_cache.errors import CacheCorruptError, CacheError, CacheFormatError
 from data_cache.hdf5 import decode_texts, encode_texts, open_hdf5, read_slice, write_column
 from data_cache.layout import Storage
 from data_cache.seal import MENDING, read_seal
 from data_cache.statistics import FeatureStatistics, StatisticsAccumulator, read_statistics
 from data_cache.stock import Place, Stock, gather, groups_of
 
-_CHUNK_ROWS = 1 << 14
+_CHUNK_ROWS = 1 << 12
 _MAX_RUNS = 100_000
 _BATCH_ROWS = 1 << 12
 
@@ -37,8 +37,17 @@ def write_shard_table(file: h5py.File, folder: Path, stock: Stock) -> None:
 
 
 def read_shard_table(file: h5py.File, path: Path) -> list[tuple[Path, bytes]]:
-    """Return the path of every shard of an index at ``path``, and its seal's digest (32 bytes)."""
+    """Return the path of every shard of an index at ``path``, and its seal's digest (32 bytes).
+
+    Raises
+    ------
+    CacheFormatError
+        A name leads out of the folder of the index.
+    """
     names = decode_texts(read_slice(file["shards/names"], slice(None)))
+    for name in names:
+        if name.startswith("/") or ".." in name.split("/"):
+            raise CacheFormatError(f"{path} names the shard {name}, which is not below its folder")
     digests = read_slice(file["shards/digests"], slice(None))
     shards = [path.parent.joinpath(*name.split("/")) for name in names]
     return list(zip(shards, map(bytes, digests), strict=True))

@@ -40,6 +40,8 @@ def main() -> int:
         os.environ[ASSETS_VARIABLE] = str(NEIGHBOR_WEIGHTS)
     try:
         ensure_data()
+        if "--data-only" in sys.argv:
+            return 0
         weights = choose_weights()
     except HeadstartError as error:
         print(f"Error: {error}", file=sys.stderr)

@@ -109,6 +109,16 @@ source_options = _apply(
     ),
     click.option("--seed", type=int, default=0, show_default=True, help="Of splits and draws."),
     click.option(
+        "--group-duplicates",
+        is_flag=True,
+        help="Keep images that look alike on one side of the division.",
+    ),
+    click.option(
+        "--exclude",
+        type=click.Path(path_type=Path),
+        help="CSV with the columns split and id of rows to leave out.",
+    ),
+    click.option(
         "--rehash", is_flag=True, help="Read every file anew, even if it looks unchanged."
     ),
 )
@@ -143,6 +153,29 @@ update_options = _apply(
     click.option("--overwrite", is_flag=True, help="Replace a cache that another recipe made."),
     click.option("--prune", is_flag=True, help="Remove rows that are no longer in the source."),
     click.option("--append", is_flag=True, help="Add SOURCE; what the cache holds stays."),
+    click.option(
+        "--dtype",
+        type=click.Choice(["float32", "float16"]),
+        help="Store features so; float16 takes half the room.  [default: float32]",
+    ),
+    click.option(
+        "--compression",
+        type=click.IntRange(0, 9),
+        help="Level of gzip for the features; it makes reading slow.  [default: 0, none]",
+    ),
+    click.option(
+        "--sharded/--single-file",
+        default=None,
+        help="Keep the features in shards, with a small index, or in one file.  "
+        "[default: one file]",
+    ),
+    click.option(
+        "--wait",
+        "wait_seconds",
+        type=click.FloatRange(min=0),
+        default=0.0,
+        help="Seconds to wait for another writer of OUTPUT.  [default: 0]",
+    ),
 )
 
 

@@ -108,7 +108,7 @@ def convert(backbone: Backbone, weights: Weights, image_size: int) -> Converted:
     model = backbone.build(image_size)
     set_weights(model, weights)
     batch = probe_batch(backbone.scaling, image_size)
-    with _quiet():
+    with quiet():
         features = np.asarray(model(batch, training=False), np.float32)
     kept = kept_folder(backbone, weights, image_size)
     kept.folder.parent.mkdir(parents=True, exist_ok=True)
@@ -143,15 +143,15 @@ def relative_error(features: NDArray[np.float32], reference: NDArray[np.float32]
 def _export(model: Any, path: Path) -> None:
     """Write a Keras model as ONNX, quietly; raise :class:`EngineError` where that fails."""
     try:
-        with _quiet():
-            twin = _exportable(model)
+        with quiet():
+            twin = exportable(model)
             twin(np.zeros((1, *model.input_shape[1:]), np.float32))  # the exporter wants it called
             twin.export(str(path), format="onnx", verbose=False)
     except Exception as error:  # converters raise anything
         raise EngineError(f"{model.name} cannot be converted to ONNX ({error})") from error
 
 
-def _exportable(model: Any) -> Any:
+def exportable(model: Any) -> Any:
     """Return a model of the same function that converts: itself where every layer does."""
     keras = import_keras()
     if not any(_stand_in(keras, layer) for layer, _ in leaf_layers(model)):
@@ -197,7 +197,7 @@ def _shaped(array: NDArray[np.float32], shape: tuple[int, ...]) -> NDArray[np.fl
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep to itself what converters print, log and warn of."""
     level = logging.root.manager.disable
     logging.disable(logging.CRITICAL)

@@ -1,4 +1,4 @@
-"""The one decoder: the bytes of a file, or a row of an array, in; pixels out.
+"""The one decoder: the bytes of a file, a row of an array or a Pillow image in; pixels out.
 
 What comes out is what a person sees in an image viewer. The content decides about the format, never
 the name. The orientation in the metadata is applied; transparent parts show the background; an
@@ -19,7 +19,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -123,17 +123,36 @@ class DecodeOptions:
             words.append(f"white={self.white_level:g}")
         return " ".join(words)
 
+    @classmethod
+    def from_identity(cls, identity: str) -> Self:
+        """Return options of an :attr:`identity`; its inverse, for a decoder of this version.
+
+        Raises
+        ------
+        ValueError
+            It is the identity of another decoder, or of none.
+        """
+        said = dict(word.partition("=")[::2] for word in identity.split()[1:])
+        options = cls(
+            background="black" if said.get("alpha") == "black" else "white",
+            tolerate_truncated="truncated" in said,
+            white_level=float(said["white"]) if "white" in said else None,
+        )
+        if options.identity != identity:
+            raise ValueError(f"decoding {identity!r}, where this program has {options.identity!r}")
+        return options
+
 
 DEFAULT_OPTIONS = DecodeOptions()
 
 
-def decode(raw: bytes | NDArray, options: DecodeOptions = DEFAULT_OPTIONS) -> Pixels:
+def decode(raw: bytes | NDArray | Image.Image, options: DecodeOptions = DEFAULT_OPTIONS) -> Pixels:
     """Decode one image; safe to call from many threads.
 
     Parameters
     ----------
     raw : the bytes of a file; or a row of an array: (h, w), (h, w, 1), (h, w, 3) or (h, w, 4),
-        uint8, or floating-point in [0, 255]
+        uint8, or floating-point in [0, 255]; or an image that Pillow has opened or made
     options : see :class:`DecodeOptions`
 
     Returns
@@ -151,11 +170,11 @@ def decode(raw: bytes | NDArray, options: DecodeOptions = DEFAULT_OPTIONS) -> Pi
     _prepare_pillow()
     try:
         with _truncation(tolerated=options.tolerate_truncated):
-            return _decode_file(raw, options)
+            return _decode_file(raw, options) if isinstance(raw, bytes) else _load(raw, options)
     except BadImageError:
         raise
     except Exception as error:  # a broken file provokes nearly every class of exception in Pillow
-        raise BadImageError(_reason(error, raw)) from error
+        raise BadImageError(_reason(error, raw if isinstance(raw, bytes) else b"")) from error
 
 
 def _decode_array(raw: NDArray, options: DecodeOptions) -> Pixels:
@@ -182,16 +201,26 @@ def _decode_file(raw: bytes, options: DecodeOptions) -> Pixels:
     """Decode the bytes of a file; anything that Pillow raises passes through."""
     if not raw:
         raise BadImageError("the file is empty")
-    return _upright(*_read(raw, options))
+    return _upright(*_open(raw, options))
 
 
-def _read(raw: bytes, options: DecodeOptions) -> tuple[Pixels, int]:
+def _open(raw: bytes, options: DecodeOptions) -> tuple[Pixels, int]:
     """Return the pixels as they are stored, and the orientation; Pillow's copies go with this."""
     with Image.open(io.BytesIO(raw), formats=_formats()) as image:
-        _check_size(*image.size, options)
-        image.load()
-        _check_size(*image.size, options)  # an ICO file tells its true size only now
-        return _pixels(image, options), _orientation(image)
+        return _read(image, options)
+
+
+def _load(image: Image.Image, options: DecodeOptions) -> Pixels:
+    """Decode what Pillow has opened or made."""
+    return _upright(*_read(image, options))
+
+
+def _read(image: Image.Image, options: DecodeOptions) -> tuple[Pixels, int]:
+    """Return the pixels as they are stored, and the orientation."""
+    _check_size(*image.size, options)
+    image.load()
+    _check_size(*image.size, options)  # an ICO file tells its true size only now
+    return _pixels(image, options), _orientation(image)
 
 
 def _check_size(width: int, height: int, options: DecodeOptions) -> None:

@@ -165,7 +165,7 @@ def _checked_onnx_engine(backbone: Backbone, weights: Weights, image_size: int) 
             return _agreeing(kept)
         except EngineError as error:
             warn(f"{error}: converting {backbone.name} again")
-    say(f"converting {backbone.name} at {image_size} pixels to ONNX, once (5 to 30 s)")
+    say(f"converting {backbone.name} at {image_size} pixels to ONNX, once")
     return _agreeing(convert(backbone, weights, image_size))
 
 

@@ -18,19 +18,19 @@ from typing import Literal
 from data_cache.console import progress, say
 from data_cache.errors import BadImagesError
 from data_cache.files import whole_file
+from data_cache.leaks import LeakReport, exact_duplicates
 from data_cache.plan import Plan
-from data_cache.recipe import Provenance, Recipe
+from data_cache.recipe import Provenance
 from data_cache.rows import BadImage
 from data_cache.update import CacheUpdate, UpdateOptions
 from extract.backbones import Backbone, open_backbone
 from extract.datasets import DATASETS
 from extract.decode import DecodeOptions
-from extract.engines import choose_engine
-from extract.onnx_backbone import OnnxBackbone
+from extract.extractor import FLOAT32, MIXED_PRECISION, Extractor, make_extractor
 from extract.pipeline import Pipeline, Profile
 from extract.preprocess import Preprocessing, ResizeMode
 from extract.sources import Source
-from extract.weights import Weights, find_weights
+from extract.weights import find_weights
 
 OnBadImage = Literal["fail-late", "skip", "fail"]
 
@@ -105,52 +105,30 @@ class _Job:
     """A source with everything that is decided about it."""
 
     source: Source
-    backbone: Backbone | OnnxBackbone
-    weights: Weights
-    preprocessing: Preprocessing
+    extractor: Extractor
     options: ExtractionOptions
-
-    @property
-    def recipe(self) -> Recipe:
-        """Return what identifies the rows."""
-        return Recipe(
-            backbone=self.backbone.name,
-            weights_digest=self.weights.digest,
-            image_size=self.preprocessing.image_size,
-            preprocessing=self.preprocessing.identity,
-            decoding=self.options.decoding.identity,
-            resize_mode=self.preprocessing.resize_mode,
-            feature_layer=self.backbone.feature_layer,
-            numeric_class="mixed_float16" if self.options.mixed_precision else "float32",
-        )
 
     def pipeline(self) -> Pipeline:
         """Load the backbone and put the stages together."""
-        engine = choose_engine(
-            self.options.engine,
-            self.backbone,
-            self.weights,
-            self.preprocessing.image_size,
-            mixed_precision=self.options.mixed_precision,
-        )
         return Pipeline(
             self.source,
-            self.options.decoding,
-            self.preprocessing,
-            engine,
+            self.extractor.decoding,
+            self.extractor.preprocessing,
+            self.extractor.start_engine(self.options.engine),
             self.options.batch_size,
         )
 
-    def provenance(self) -> Provenance:
+    def provenance(self, engine: str) -> Provenance:
         """Return what people will want to know about the rows."""
+        weights = self.extractor.weights
         return Provenance(
             source=self.source.name,
-            weights=self.weights.description,
-            weights_sha256=self.weights.file_sha256,
-            engine=self.options.engine,
+            weights=weights.description,
+            weights_sha256=weights.file_sha256,
+            engine=engine,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             versions=_versions(),
-            backbone_parameters=self.weights.n_parameters,
+            backbone_parameters=weights.n_parameters,
         )
 
 
@@ -169,16 +147,18 @@ def extract_features(source: Source, output: Path, options: ExtractionOptions) -
         The cache cannot be read or written.
     """
     job = _decide(source, options)
+    recipe, provenance = job.extractor.recipe, job.provenance("")
     with CacheUpdate.begin(
-        output, job.recipe, job.provenance(), overwrite=options.overwrite, options=options.update
+        output, recipe, provenance, overwrite=options.overwrite, options=options.update
     ) as update:
         plan = update.plan(source.manifest, source.unreadable)
         say(plan.summary())
         pipeline = job.pipeline() if plan.n_missing else None
+        update.provenance = job.provenance(_engine_name(pipeline, update))
         profile = pipeline.profile if pipeline else Profile()
         started = time.perf_counter()
         fresh = _extract_missing(pipeline, plan, update, options) if pipeline else ()
-        bad_images = (*source.unreadable, *plan.known_bad, *fresh)
+        bad_images = (*source.unreadable, *plan.known_bad, *update.with_copies(fresh))
         _write_bad_images(output, bad_images)
         _check_bad_share(bad_images, len(source.manifest), options)
         with profile.stage("write"):
@@ -199,17 +179,29 @@ def bad_images_file(cache: Path) -> Path:
 
 
 def _decide(source: Source, options: ExtractionOptions) -> _Job:
-    """Find the backbone and its weights, and settle the image size."""
+    """Find the backbone and its weights, settle the image size, and say so."""
     backbone = open_backbone(options.backbone, options.preprocess)
     is_small = source.name in DATASETS and isinstance(backbone, Backbone)
     default = BUILT_IN_IMAGE_SIZE if is_small else backbone.native_size
     image_size = options.image_size or default
-    weights = find_weights(options.weights, backbone, image_size)
-    for note in source.notes:
+    extractor = make_extractor(
+        backbone,
+        find_weights(options.weights, backbone, image_size),
+        Preprocessing(backbone.scaling, image_size, options.resize_mode),
+        options.decoding,
+        numeric_class=MIXED_PRECISION if options.mixed_precision else FLOAT32,
+    )
+    for note in (*source.notes, *_words_on_copies(source)):
         say(note)
-    say(f"backbone: {backbone.name} at {image_size} pixels; weights: {weights.description}")
-    preprocessing = Preprocessing(backbone.scaling, image_size, options.resize_mode)
-    return _Job(source, backbone, weights, preprocessing, options)
+    weights = extractor.weights.description
+    say(f"backbone: {backbone.name} at {image_size} pixels; weights: {weights}")
+    return _Job(source, extractor, options)
+
+
+def _words_on_copies(source: Source) -> list[str]:
+    """Say how many images a source holds more than once, and with different labels."""
+    copies = exact_duplicates(source.manifest.splits, source.manifest.classes)
+    return LeakReport(copies, ()).copies_in_words()
 
 
 def _extract_missing(
@@ -229,6 +221,14 @@ def _extract_missing(
                 )
             advance(len(part))
     return tuple(bad_images)
+
+
+def _engine_name(pipeline: Pipeline | None, update: CacheUpdate) -> str:
+    """Return what made the rows: the engine that runs now, else the one that ran before."""
+    if pipeline is not None:
+        return pipeline.engine.name
+    previous = update.previous_provenance
+    return previous.engine if previous else ""
 
 
 def _check_bad_share(

@@ -14,53 +14,68 @@ from __future__ import annotations
 import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from statistics import median
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from data_cache.errors import BadImageError
+from data_cache.errors import BadImageError, ImageUnavailableError
 from data_cache.rows import BadImage
 from extract.cores import n_cores
 from extract.decode import DecodeOptions, decode
 from extract.engines import Engine
 from extract.preprocess import Pixels, Preprocessing, preprocess
-from extract.sources import Source
-from extract.sources.base import content_digest
+from extract.sources.base import Listed, Raw, content_digest
 
 Position = tuple[str, int]
 """A split and a row of it."""
 
-CANDIDATE_BATCH_SIZES = (16, 8, 32, 4, 2)
+CANDIDATE_BATCH_SIZES = (16, 8, 4, 2, 32)
 """What ``--batch-size auto`` tries; the first is used for a source too small to measure on."""
 
 _CHUNKS_PER_CANDIDATE = 3
 _CHUNKS_AHEAD_PER_WORKER = 2
 
 
+Known = Callable[[bytes], NDArray[np.float32] | None]
+"""Returns the features (d,) of a content digest that some cache holds, or None."""
+
+
+class Images(Protocol):
+    """What the pipeline needs of a source; each call is safe from many threads."""
+
+    def fetch(self, split: str, row: int) -> Raw:
+        """Return the image at a position; see :meth:`extract.sources.Source.fetch`."""
+
+    def listed(self, split: str, row: int) -> Listed:
+        """Return what is known of it beforehand; see :meth:`extract.sources.Source.listed`."""
+
+
 @dataclass(frozen=True)
 class Extracted:
-    """A finished chunk.
+    """A finished chunk of n images.
 
     Attributes
     ----------
     content : (m, 32) uint8, the SHA-256 of what was read
     features : (m, d) float32
-    bad_images : the images of the chunk that are left out, and why
+    bad_images : the n - m images of the chunk that are left out, and why
+    kept : (n,) bool, which images the rows are of
     """
 
     content: NDArray[np.uint8]
     features: NDArray[np.float32]
     bad_images: tuple[BadImage, ...]
+    kept: NDArray[np.bool_]
 
     def __len__(self) -> int:
-        return len(self.content) + len(self.bad_images)
+        return len(self.kept)
 
 
 class Profile:
@@ -130,15 +145,17 @@ class Pipeline:
     engine : the backbone
     batch_size : images in a chunk, or None to measure
     n_workers : threads that take chunks
+    known : finds features that were extracted before; such images are read, but not decoded
     """
 
-    source: Source
+    source: Images
     decoding: DecodeOptions
     preprocessing: Preprocessing
     engine: Engine
     batch_size: int | None = None
     n_workers: int = field(default_factory=n_cores)
     profile: Profile = field(default_factory=Profile)
+    known: Known | None = None
 
     def run(self, positions: Iterator[Position]) -> Iterator[Extracted]:
         """Yield the finished chunks of the images at ``positions``, in order.
@@ -167,26 +184,38 @@ class Pipeline:
         """Take a chunk through all stages."""
         batch = _Batch(len(chunk), self.preprocessing, self.profile)
         contents: list[bytes] = []
+        known: list[NDArray[np.float32] | None] = []
         bad_images: list[BadImage] = []
-        for position in chunk:
-            expected = self._expected_content(position)
+        kept = np.ones(len(chunk), bool)
+        for i, position in enumerate(chunk):
             try:
-                batch.add(self._decoded(position, expected))
-                contents.append(expected)
+                raw, content = self._read(position)
+                row = self.known(content) if self.known else None
+                if row is None:
+                    batch.add(self._decode(raw))
+                contents.append(content)
+                known.append(row)
             except BadImageError as error:
+                kept[i] = False
                 bad_images.append(self._bad_image(position, error))
-        content = np.frombuffer(b"".join(contents), np.uint8).reshape(-1, 32)
+        content_rows = np.frombuffer(b"".join(contents), np.uint8).reshape(-1, 32)
         with turns:
             features = self._forward(batch.finish(), sizes)
-        return Extracted(content, features, tuple(bad_images))
+        return Extracted(content_rows, _merge(known, features), tuple(bad_images), kept)
 
-    def _decoded(self, position: Position, expected: bytes) -> Pixels:
-        """Read one image, see that it is the one that was listed, and decode it."""
+    def _read(self, position: Position) -> tuple[Raw, bytes]:
+        """Read one image, and see that it is the one that was listed; return its digest too."""
         with self.profile.stage("read"):
             raw = self.source.fetch(*position)
         with self.profile.stage("hash"):
-            if content_digest(raw) != expected:
-                raise BadImageError("it was changed while its features were extracted: run again")
+            content = content_digest(raw)
+        expected = self.source.listed(*position).content
+        if expected is not None and content != expected:
+            raise ImageUnavailableError("it was changed after it was listed: run again")
+        return raw, content
+
+    def _decode(self, raw: Raw) -> Pixels:
+        """Decode one image."""
         with self.profile.stage("decode"):
             return decode(raw, self.decoding)
 
@@ -202,15 +231,20 @@ class Pipeline:
         self.profile.add("forward", seconds * n_cores_used)
         return features
 
-    def _expected_content(self, position: Position) -> bytes:
-        """Return the content digest that the source listed for an image."""
-        split, row = position
-        return self.source.manifest.splits[split].content[row].tobytes()
-
     def _bad_image(self, position: Position, error: BadImageError) -> BadImage:
         """Return the entry of an image in the list of those left out."""
-        split, row = position
-        return BadImage(split, self.source.manifest.splits[split].ids[row].decode(), str(error))
+        name = self.source.listed(*position).id
+        return BadImage(position[0], name, str(error), isinstance(error, ImageUnavailableError))
+
+
+def _merge(
+    known: Sequence[NDArray[np.float32] | None], fresh: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """Return a row for each of ``known``: what is None there comes from ``fresh``, in order."""
+    if len(known) == len(fresh):
+        return fresh
+    rows = iter(fresh)
+    return np.stack([next(rows) if row is None else row for row in known])
 
 
 class _Batch:

@@ -251,16 +251,16 @@ def _column_bands(span: _Span, n_channels: int, scaling: PixelScaling) -> tuple[
 
 
 def _make_row_bands(span: _Span) -> tuple[_Band, ...]:
-    starts, weights = _triangle_weights(span)
-    n_bands, n_out, n_in = weights.shape
+    tops, starts, weights = _triangle_weights(span)
+    _, n_out, n_in = weights.shape
     return tuple(
-        _Band(out, slice(starts[i], starts[i] + n_in), weights[i, : out.stop - out.start])
-        for i, out in enumerate(_runs(n_bands, n_out, span.length))
+        _Band(slice(top, top + n_out), slice(start, start + n_in), one)
+        for top, start, one in zip(tops, starts, weights, strict=True)
     )
 
 
 def _make_column_bands(span: _Span, n_channels: int, scaling: PixelScaling) -> tuple[_Band, ...]:
-    starts, weights = _triangle_weights(span)
+    tops, starts, weights = _triangle_weights(span)
     n_bands, n_out, n_in = weights.shape
     mixed = np.zeros((n_bands, n_in, n_channels, n_out, 3), np.float32)
     for to in range(3):
@@ -268,10 +268,9 @@ def _make_column_bands(span: _Span, n_channels: int, scaling: PixelScaling) -> t
         mixed[:, :, origin, :, to] = weights.transpose(0, 2, 1) * np.float32(scaling.scale[to])
     flat = mixed.reshape(n_bands, n_in * n_channels, n_out * 3)
     bands = []
-    for i, run in enumerate(_runs(n_bands, n_out, span.length)):
-        out = slice(3 * (span.start + run.start), 3 * (span.start + run.stop))
-        source = slice(starts[i] * n_channels, (starts[i] + n_in) * n_channels)
-        bands.append(_Band(out, source, np.ascontiguousarray(flat[i, :, : out.stop - out.start])))
+    for top, start, one in zip(tops, starts, flat, strict=True):
+        out = slice(3 * (span.start + top), 3 * (span.start + top + n_out))
+        bands.append(_Band(out, slice(start * n_channels, (start + n_in) * n_channels), one))
     return tuple(bands)
 
 
@@ -279,26 +278,23 @@ _cached_row_bands = functools.lru_cache(maxsize=1024)(_make_row_bands)
 _cached_column_bands = functools.lru_cache(maxsize=256)(_make_column_bands)
 
 
-def _runs(n_bands: int, n_out: int, length: int) -> list[slice]:
-    """Cut ``length`` output pixels into runs of ``n_out``, the last one shorter."""
-    return [slice(i * n_out, min(length, (i + 1) * n_out)) for i in range(n_bands)]
-
-
-def _triangle_weights(span: _Span) -> tuple[list[int], NDArray[np.float32]]:
-    """Return where each band starts in the input, and the weights, (bands, out, in) float32.
+def _triangle_weights(span: _Span) -> tuple[list[int], list[int], NDArray[np.float32]]:
+    """Return where each band starts in the output and in the input, and its weights.
 
     Output pixel x lies at s = (x + 1/2) n_in / n_resized in the input, and input pixel j, whose
     middle is at j + 1/2, has weight max(0, 1 - |j + 1/2 - s| / r) there, normalized to sum 1, with
     r = max(1, n_in / n_resized). Positions are rounded to float32 where TensorFlow's kernel
     ``ScaleAndTranslate`` rounds them, or long sides would differ at sharp edges.
+
+    The weights are (bands, out, in) float32. The last band reaches back into the one before, so
+    all are of one size: a band of one pixel would be a vector, for which BLAS wakes its threads.
     """
     stride = np.float32(1 / float(np.float32(span.n_resized) / np.float32(span.n_in)))
     radius = max(stride, np.float32(1))
-    n_out = _band_length(float(stride))
-    n_bands = -(-span.length // n_out)
-    index = np.arange(n_bands * n_out, dtype=np.float32) + np.float32(span.skip)
-    middle = np.minimum((index + np.float32(0.5)) * stride, np.float32(span.n_in - 0.5))
-    middle = middle.reshape(n_bands, n_out)
+    n_out = min(_band_length(float(stride)), span.length)
+    tops = np.minimum(np.arange(0, span.length, n_out), span.length - n_out)
+    index = (tops[:, None] + np.arange(span.skip, span.skip + n_out)).astype(np.float32)
+    middle = (index + np.float32(0.5)) * stride
     first = np.clip(np.ceil(middle[:, 0] - radius - 0.5), 0, span.n_in - 1)
     last = np.clip(np.floor(middle[:, -1] + radius - 0.5), 0, span.n_in - 1)
     n_in = int((last - first).max()) + 1
@@ -307,7 +303,7 @@ def _triangle_weights(span: _Span) -> tuple[list[int], NDArray[np.float32]]:
     distance = np.abs(pixel[:, None, :] - middle[:, :, None]) / radius
     weights = np.maximum(np.float32(0), 1 - distance)
     weights /= weights.sum(axis=2, keepdims=True)
-    return starts.tolist(), weights
+    return tops.tolist(), starts.tolist(), weights
 
 
 _BAND_LENGTHS = ((0.5, 32), (0.8, 16), (8.0, 8))
@@ -346,9 +342,9 @@ def _apply_columns(
     """Resize the columns of (n, r, w * c) values into ``out``, (n, r, S * 3); no offset yet."""
     n_rows = rows.shape[1]
     for band in bands:
-        step = max(1, _PRODUCT_SIZE // band.weights.size)
+        step = min(n_rows, max(2, _PRODUCT_SIZE // band.weights.size))
         for start in range(0, n_rows, step):
-            part = slice(start, start + step)
+            part = slice(min(start, n_rows - step), start + step)
             np.matmul(rows[:, part, band.source], band.weights, out=out[:, part, band.out])
 
 

@@ -213,7 +213,7 @@ def _find_layers(
         for layers in _fits(scope, layout):
             fits.setdefault(tuple(d.name for layer in layers for d in layer.datasets), layers)
     if not fits:
-        difference = _first_difference(scopes, layout, backbone_name)
+        difference = _first_difference(scopes, layout)
         raise WeightsError(f"{path} does not fit {backbone_name}: {difference}")
     if len(fits) > 1:
         raise WeightsError(
@@ -291,7 +291,7 @@ def _same_shapes(
     return all(one.shapes == two.shapes for one, two in zip(stored, wanted, strict=True))
 
 
-def _first_difference(scopes: tuple[Scope, ...], layout: Layout, backbone_name: str) -> str:
+def _first_difference(scopes: tuple[Scope, ...], layout: Layout) -> str:
     """Say which layer is the first that differs, in the scope that is nearest to the layout."""
     if not any(scope.layers for scope in scopes):
         return "it holds no layers with weights"

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from data_cache.layout import Storage
 from data_cache.plan import Plan
 from data_cache.recipe import Provenance, Recipe
 from data_cache.rows import BadImage, Manifest, Rows
@@ -114,11 +116,13 @@ def update_cache(
     manifest: Manifest,
     bad_images: tuple[BadImage, ...] = (),
     batch_size: int = 5,
+    storage: Storage | None = None,
     **options: Any,
 ) -> Plan:
     """Run a whole update with the fake engine; return its plan."""
     bad = {(image.split, image.id) for image in bad_images}
-    with CacheUpdate.begin(path, RECIPE, PROVENANCE, options=UpdateOptions(**options)) as update:
+    chosen = UpdateOptions(**options, **(asdict(storage) if storage else {}))
+    with CacheUpdate.begin(path, RECIPE, PROVENANCE, options=chosen) as update:
         plan = update.plan(manifest)
         for split, rows in plan.missing.items():
             part = manifest.splits[split].take(rows)

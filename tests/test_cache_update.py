@@ -291,7 +291,7 @@ def test_features_that_are_no_numbers_are_refused(tmp_path, value):
 
 
 def test_features_too_large_for_float16_are_refused(tmp_path):
-    options = UpdateOptions(storage=Storage("float16"))
+    options = UpdateOptions(dtype="float16")
     with (
         CacheUpdate.begin(tmp_path / "c.h5", RECIPE, PROVENANCE, options=options) as update,
         pytest.raises(DataError, match="store float32"),
@@ -300,7 +300,7 @@ def test_features_too_large_for_float16_are_refused(tmp_path):
 
 
 def test_precision_that_is_there_cannot_be_changed(cache):
-    options = UpdateOptions(storage=Storage("float16"))
+    options = UpdateOptions(dtype="float16")
     with pytest.raises(CacheError, match="stores float32, and float16"):
         CacheUpdate.begin(cache, RECIPE, PROVENANCE, options=options)
 
@@ -341,3 +341,87 @@ def test_names_that_no_split_can_have_are_refused(tmp_path, name):
         pytest.raises(CacheError, match="cannot be named"),
     ):
         update.plan(manifest_of({name: TRAIN}))
+
+
+def test_a_cache_of_no_rows_is_refused_and_the_old_one_stays(cache):
+    before = cache.read_bytes()
+    with (
+        CacheUpdate.begin(cache, RECIPE, PROVENANCE, options=UpdateOptions(prune=True)) as update,
+        pytest.raises(CacheError, match="would hold no row"),
+    ):
+        update.bind(manifest_of({"train": {}}))
+    assert cache.read_bytes() == before
+
+
+OTHER = replace(RECIPE, image_size=160)
+SMALL = manifest_of({"train": TEST})
+
+
+def start(path, recipe, n_rows=2, **options):
+    """Begin a run that is interrupted after so many rows."""
+    content = SMALL.splits["train"].content[:n_rows]
+    with CacheUpdate.begin(path, recipe, PROVENANCE, **options) as update:
+        update.append(content, fake_engine(content))
+
+
+def test_shards_of_another_recipe_are_refused_where_nothing_is_bound(tmp_path):
+    start(tmp_path / "c.h5", OTHER)
+    with pytest.raises(RecipeMismatchError, match=r"shard-.*other image size 96, was 160"):
+        CacheUpdate.begin(tmp_path / "c.h5", RECIPE, PROVENANCE)
+    start(tmp_path / "c.h5", RECIPE, overwrite=True)
+
+
+def test_shards_of_an_abandoned_run_of_another_recipe_are_in_nobodys_way(cache):
+    start(cache, OTHER, overwrite=True)
+    more = TRAIN | {"ant/new.jpg": ("new", "ant")}
+    assert update_cache(cache, manifest_of({"train": more, "test": TEST})).n_missing == 1
+    assert len(list(parts_folder(cache).iterdir())) == 1, "not ours to remove"
+    update_cache(cache, manifest_of({"train": more, "test": TEST}), prune=True)
+    assert not parts_folder(cache).exists()
+
+
+def test_overwriting_leaves_a_sharded_cache_whole_until_the_new_one_is_bound(tmp_path):
+    path = tmp_path / "c.h5"
+    update_cache(path, SMALL, storage=Storage(sharded=True))
+    start(path, OTHER, overwrite=True)
+    assert read(path) == expected({"train": TEST})
+    with CacheUpdate.begin(path, OTHER, PROVENANCE, overwrite=True) as update:
+        assert update.plan(SMALL).n_missing == 2
+        content = SMALL.splits["train"].content[2:]
+        update.append(content, fake_engine(content))
+        update.bind(SMALL)
+    assert read(path) == expected({"train": TEST})
+    assert not parts_folder(path).exists()
+
+
+def test_overwriting_with_another_precision_uses_no_shard_of_the_old_one(cache):
+    start(cache, RECIPE, options=UpdateOptions(), overwrite=True)
+    options = UpdateOptions(dtype="float16")
+    with CacheUpdate.begin(cache, RECIPE, PROVENANCE, overwrite=True, options=options) as update:
+        assert update.plan(SMALL).n_missing == 4
+
+
+def test_rows_bound_in_shards_do_not_count_as_finished_by_an_interrupted_run(tmp_path):
+    path = tmp_path / "c.h5"
+    update_cache(path, SMALL, storage=Storage(sharded=True))
+    plan = update_cache(path, manifest_of({"train": TEST | {"new.jpg": ("new", "ant")}}))
+    assert plan.summary() == "1 new image: 1 to extract"
+
+
+@pytest.mark.parametrize("name", ["[ab].h5", "*.h5", "c d.h5", "ca\u0301che.h5"])
+def test_a_cache_can_have_any_name_and_clears_up_only_after_itself(tmp_path, name):
+    strays = [tmp_path / f".{other}.tmp-0123" for other in (name, "a.h5", "b.h5")]
+    for stray in strays:
+        stray.touch()
+    update_cache(tmp_path / name, SMALL)
+    assert read(tmp_path / name) == expected({"train": TEST})
+    assert [stray.exists() for stray in strays] == [False, True, True]
+
+
+def test_what_a_run_gathers_in_memory_is_bounded(tmp_path):
+    options = UpdateOptions(shard_rows=10)
+    with CacheUpdate.begin(tmp_path / "c.h5", RECIPE, PROVENANCE, options=options) as update:
+        for start_row in range(0, 100, 7):
+            content = contents_of([str(start_row + k) for k in range(7)])
+            update.append(content, fake_engine(content))
+            assert update._pending.n_rows < 10

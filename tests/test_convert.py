@@ -102,7 +102,7 @@ def test_model_that_does_not_convert_is_named(monkeypatch: pytest.MonkeyPatch) -
     def fail(_: object) -> None:
         raise RuntimeError("odd layer")
 
-    monkeypatch.setattr(conversion, "_exportable", fail)
+    monkeypatch.setattr(conversion, "exportable", fail)
     with pytest.raises(EngineError, match=r"tiny cannot be converted to ONNX \(odd layer\)"):
         convert(TINY, random_weights(TINY, seed=2), 16)
 

@@ -12,10 +12,15 @@ import pytest
 from numpy.typing import NDArray
 
 from data_cache.cache import FeatureCache
-from data_cache.errors import BadImageError, BadImagesError, RecipeMismatchError
+from data_cache.errors import (
+    BadImageError,
+    BadImagesError,
+    ImageUnavailableError,
+    RecipeMismatchError,
+)
 from data_cache.files import TEMPORARY_MARK
 from data_cache.update import UpdateOptions
-from extract import extraction
+from extract import extractor
 from extract.extraction import ExtractionOptions, bad_images_file, extract_features
 from extract.sources import ArraySource
 
@@ -56,7 +61,7 @@ class PartlyBadSource(ArraySource):
 @pytest.fixture
 def engine(monkeypatch: pytest.MonkeyPatch) -> CountingEngine:
     counting = CountingEngine()
-    monkeypatch.setattr(extraction, "choose_engine", lambda *_args, **_kwargs: counting)
+    monkeypatch.setattr(extractor, "choose_engine", lambda *_args, **_kwargs: counting)
     return counting
 
 
@@ -218,3 +223,55 @@ def test_image_that_changed_since_it_was_listed_is_left_out(
     report = extract_features(changing, tmp_path / "c.h5", OPTIONS)
     assert [image.id for image in report.bad_images] == ["train/000002"]
     assert "changed" in report.bad_images[0].reason
+
+
+def test_engine_that_ran_is_recorded_and_stays_when_only_labels_change(
+    tmp_path: Path, engine: CountingEngine
+) -> None:
+    path = tmp_path / "c.h5"
+    extract_features(source(), path, OPTIONS)
+    relabeled = {"train": (IMAGES[:20], LABELS[:20][::-1]), "test": (IMAGES[20:], LABELS[20:])}
+    extract_features(ArraySource("made-up", relabeled, CLASSES), path, OPTIONS)
+    with FeatureCache.open(path) as cache:
+        assert cache.provenance.engine == "counting"
+        np.testing.assert_array_equal(cache.rows("train").labels, LABELS[:20][::-1])
+    assert engine.n_images == 30
+
+
+def test_copies_of_a_bad_image_are_left_out_with_it(tmp_path: Path, engine: CountingEngine) -> None:
+    images = IMAGES[[0, 1, 2, 3, 4, 3]]
+    path = tmp_path / "c.h5"
+    partly = PartlyBadSource("x", {"train": (images, LABELS[:6])}, CLASSES)
+    report = extract_features(partly, path, OPTIONS)
+    assert [image.id for image in report.bad_images] == ["train/000003", "train/000005"]
+    with FeatureCache.open(path) as cache:
+        assert cache.n_rows("train") == 4
+
+
+def test_image_that_could_not_be_decoded_is_not_tried_again_unless_asked(
+    tmp_path: Path, engine: CountingEngine
+) -> None:
+    path = tmp_path / "c.h5"
+    extract_features(source(kind=PartlyBadSource), path, OPTIONS)
+    again = extract_features(source(), path, OPTIONS)
+    assert (again.n_extracted, again.exit_code) == (0, 3)
+    retried = extract_features(
+        source(), path, replace(OPTIONS, update=UpdateOptions(retry_bad=True))
+    )
+    assert (retried.n_extracted, retried.exit_code) == (2, 0)
+
+
+def test_image_that_could_not_be_read_is_tried_again_by_the_next_run(
+    tmp_path: Path, engine: CountingEngine
+) -> None:
+    class Unplugged(PartlyBadSource):
+        def fetch(self, split: str, row: int) -> NDArray:
+            if split == "train" and row in self.bad_rows:
+                raise ImageUnavailableError("the disk is gone")
+            return ArraySource.fetch(self, split, row)
+
+    path = tmp_path / "c.h5"
+    assert extract_features(source(kind=Unplugged), path, OPTIONS).exit_code == 3
+    report = extract_features(source(), path, OPTIONS)
+    assert (report.n_extracted, report.exit_code) == (2, 0)
+    assert not bad_images_file(path).exists()

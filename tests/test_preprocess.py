@@ -33,6 +33,7 @@ KERAS_MODULES = {
     "identity": ["efficientnet_v2", "mobilenet_v3", "convnext", "efficientnet"],
 }
 OPENBLAS_THREADED_ABOVE = 262_144
+OPENBLAS_VECTOR_THREADED_ABOVE = 9216
 
 Resize = Callable[[NDArray, tuple[int, int]], NDArray[np.float32]]
 
@@ -239,8 +240,8 @@ def test_many_threads_give_what_one_gives() -> None:
     np.testing.assert_array_equal(got, expected)
 
 
-@pytest.mark.parametrize(("height", "width"), [(28, 28), (200, 256), (3000, 4000), (1, 65535)])
-@pytest.mark.parametrize("size", [96, 224, 299])
+@pytest.mark.parametrize(("height", "width"), [(28, 28), (200, 256), (3000, 4000), (1, 30000)])
+@pytest.mark.parametrize("size", [96, 97, 224, 299])
 def test_no_product_is_large_enough_to_wake_other_threads(
     height: int, width: int, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -249,7 +250,9 @@ def test_no_product_is_large_enough_to_wake_other_threads(
     matmul = np.matmul
 
     def counting(a: NDArray, b: NDArray, out: NDArray) -> None:
-        counts.append(a.shape[-2] * a.shape[-1] * b.shape[-1])
+        (m, k), n = a.shape[-2:], b.shape[-1]
+        assert m > 1 or k * n < OPENBLAS_VECTOR_THREADED_ABOVE
+        counts.append(m * k * n)
         matmul(a, b, out=out)
 
     monkeypatch.setattr(room.np, "matmul", counting)

@@ -147,7 +147,7 @@ def test_the_path_chooses_the_c_of_the_least_log_loss_on_validation() -> None:
         shares = reference.predict_proba(validation[0].astype(np.float64))
         losses[point.C] = -np.log(shares[np.arange(60), validation[1]]).mean()
         assert point.log_loss == pytest.approx(losses[point.C], abs=2e-3)
-    assert path.probe.C == min(losses, key=lambda C: losses[C])
+    assert min(losses, key=lambda C: losses[C]) == path.probe.C
 
 
 def test_the_path_goes_up_and_stops_after_two_that_bring_nothing() -> None:

@@ -16,7 +16,7 @@ import pytest
 from image_files import png_bytes, write_images
 from PIL import Image
 
-from data_cache.errors import BadImageError, SourceError, UnknownSourceError
+from data_cache.errors import BadImageError, DataError, SourceError, UnknownSourceError
 from data_cache.rows import Rows
 from extract.sources import Source, SourceOptions, open_source
 
@@ -346,6 +346,13 @@ def test_a_missing_split_is_cut_from_train_alone(layout: Layout) -> None:
     assert all(one.startswith("train/") for one in ids(source, "val"))
 
 
+def test_classes_without_training_images_are_named(layout: Layout) -> None:
+    root = layout({"train/a": 2, "train/b": 2, "test/a": 1, "test/c": 1})
+    source = open_source(str(root))
+    assert source.manifest.classes == ("a", "b", "c")
+    assert source.notes == ("no training images of 'c'",)
+
+
 def test_a_split_that_is_there_is_not_cut_again(layout: Layout) -> None:
     root = layout({f"{split}/{label}": 2 for split in ("train", "val") for label in "ab"})
     with pytest.raises(
@@ -390,7 +397,7 @@ def test_exclusions_that_are_none_are_refused(
     path = tmp_path / "exclude.csv"
     if text is not None:
         path.write_text(text)
-    with pytest.raises(SourceError, match=message):
+    with pytest.raises(DataError, match=message):
         open_source(str(layout({"a": 1, "b": 1})), SourceOptions(exclude=path))
 
 

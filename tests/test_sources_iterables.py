@@ -151,6 +151,7 @@ def fake_tfds(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
         decode=SimpleNamespace(SkipDecoding=lambda: "left encoded"),
     )
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", module)
+    monkeypatch.setattr("extract.sources.hubs.import_keras", lambda: None)
     return module
 
 

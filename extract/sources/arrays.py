@@ -80,7 +80,7 @@ class ArraySource(ListedSource):
             check_images(images, split)
         self._images = [images for images, _labels in splits.values()]
         self._starts = [0, *accumulate(images.shape[0] for images in self._images)]
-        self._scale = _scale_to_pixels(self._images)
+        self._scale = scale_to_pixels(self._images)
         listing = self._list(splits, tuple(classes), groups)
         notes = ["float pixels up to 1: 1 is read as white"] if self._scale > 1 else []
         super().__init__(name, listing, options or SourceOptions(), notes=notes)
@@ -171,7 +171,7 @@ def _blocks(images: Images) -> Iterator[NDArray]:
         yield np.asarray(images[start : start + step])
 
 
-def _scale_to_pixels(arrays: Sequence[Images]) -> float:
+def scale_to_pixels(arrays: Sequence[Images]) -> float:
     """Return what brings floating-point images to [0, 255]: 255 for those in [0, 1], else 1.
 
     Raises

@@ -61,6 +61,20 @@ class SourceOptions:
     rehash: bool = False
 
 
+@dataclass(frozen=True)
+class Listed:
+    """What is known of an image before it is read.
+
+    Attributes
+    ----------
+    id : what it is called in a cache, and where it is reported
+    content : the SHA-256 (32 bytes) that it must have, or None where it was not read before
+    """
+
+    id: str
+    content: bytes | None = None
+
+
 class Source(Protocol):
     """Images with their labels, divided into splits; reading one is safe from many threads.
 
@@ -82,21 +96,24 @@ class Source(Protocol):
 
         Raises
         ------
-        BadImageError
-            The image is no longer there.
+        ImageUnavailableError
+            The image is no longer there, or cannot be read.
         """
+
+    def listed(self, split: str, row: int) -> Listed:
+        """Return the id of a row, and the digest that its image had when it was listed."""
 
 
 def content_digest(raw: Raw) -> bytes:
     """Return the SHA-256 (32 bytes) of an image: of a file's bytes, or of an array's pixels.
 
-    An array is hashed as its element type (NumPy's name, little-endian), its shape and its bytes in
-    C order.
+    An array is hashed as its type and shape, written ``u1[28, 28]``, and its bytes, little-endian
+    and in C order.
     """
     if isinstance(raw, bytes):
         return hashlib.sha256(raw).digest()
     little = np.ascontiguousarray(raw, raw.dtype.newbyteorder("<"))
-    sha256 = hashlib.sha256(f"{raw.dtype.name}{list(raw.shape)}".encode())
+    sha256 = hashlib.sha256(f"{raw.dtype.kind}{raw.itemsize}{list(raw.shape)}".encode())
     sha256.update(little.reshape(-1).view(np.uint8).data)
     return sha256.digest()
 

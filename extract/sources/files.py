@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from data_cache.console import progress
-from data_cache.errors import BadImageError, SourceError
+from data_cache.errors import ImageUnavailableError, SourceError
 from data_cache.rows import BadImage, Rows
 from data_cache.stat_index import StatIndex, memory_folder
 from extract.sources.base import SourceOptions, digests_as_rows, text_column
@@ -71,11 +71,11 @@ class FileSource(ListedSource):
         super().__init__(name, listing, options, unreadable=unreadable, notes=notes)
 
     def read(self, position: int) -> bytes:
-        """Return the bytes of a file; raise :class:`BadImageError` where that fails."""
+        """Return the bytes of a file; raise :class:`ImageUnavailableError` where that fails."""
         try:
             return self._paths[position].read_bytes()
         except OSError as error:
-            raise BadImageError(_why_unreadable(error)) from error
+            raise ImageUnavailableError(why_unreadable(error)) from error
 
 
 def digest_files(paths: Sequence[Path], *, rehash: bool = False) -> list[bytes | str]:
@@ -132,10 +132,10 @@ def _digest(path: Path) -> tuple[bytes | str, stat_result | None]:
             stat = fstat(stream.fileno())
             return hashlib.sha256(stream.read()).digest(), stat
     except (OSError, ValueError) as error:
-        return _why_unreadable(error), None
+        return why_unreadable(error), None
 
 
-def _why_unreadable(error: OSError | ValueError) -> str:
+def why_unreadable(error: OSError | ValueError) -> str:
     """Say in words why a file cannot be read."""
     if isinstance(error, FileNotFoundError):
         return "there is no such file"

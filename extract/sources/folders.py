@@ -76,7 +76,7 @@ def read_tree(root: str) -> Tree:
             if identity in above:
                 tree.passed_over["links to a folder above them"] += 1
                 continue
-            pending += [(inner, above | {identity}) for inner in _read_folder(root, folder, tree)]
+            pending += [(inner, above | {identity}) for inner in read_folder(root, folder, tree)]
     except OSError as error:
         raise SourceError(f"{error.filename or root} cannot be read: {error.strerror}") from error
     tree.files.sort()
@@ -84,8 +84,8 @@ def read_tree(root: str) -> Tree:
     return tree
 
 
-def _read_folder(root: str, folder: str, tree: Tree) -> list[str]:
-    """Add the files of one folder to the tree; return the folders in it."""
+def read_folder(root: str, folder: str, tree: Tree) -> list[str]:
+    """Add the files of one folder, relative to ``root``, to the tree; return the folders in it."""
     inner = []
     with os.scandir(Path(root, folder)) as entries:
         for entry in entries:
@@ -154,13 +154,13 @@ def _image_file(root: str, relative: str, label: str, split: str | None = None) 
     """Name a file; class names that only differ in how accents are encoded are one."""
     return ImageFile(
         path=Path(f"{root}/{relative}"),
-        id=_as_text(relative),
-        label=unicodedata.normalize("NFC", _as_text(label)),
+        id=as_text(relative),
+        label=unicodedata.normalize("NFC", as_text(label)),
         split=split,
     )
 
 
-def _as_text(name: str) -> str:
+def as_text(name: str) -> str:
     """Return a name that UTF-8 can hold: a byte that is not UTF-8 is written in hexadecimal."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 

@@ -7,11 +7,13 @@ digests, and the same features, as the same files in a folder.
 from __future__ import annotations
 
 import importlib
+import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from data_cache.console import import_keras
 from data_cache.errors import SourceError
 from extract.sources.base import SourceOptions
 from extract.sources.iterables import IterableSource, Sample
@@ -19,6 +21,7 @@ from extract.sources.listing import SPLIT_NAMES
 
 _IMAGE_COLUMNS = ("image", "img")
 _LABEL_COLUMNS = ("label", "labels", "fine_label")
+_LONGEST_REASON = 200
 
 
 def open_hub(hub: str, name: str, options: SourceOptions) -> IterableSource:
@@ -37,6 +40,7 @@ def open_hub(hub: str, name: str, options: SourceOptions) -> IterableSource:
 def _open_tfds(name: str) -> tuple[list[str], Iterator[Sample]]:
     """Prepare a set of TensorFlow Datasets, with its images left encoded."""
     tfds = _import("tensorflow_datasets", "tensorflow-datasets", f"tfds:{name}")
+    import_keras()  # or TensorFlow, which tfds imports when it needs it, would log to the terminal
     builder = _called(f"tfds:{name}", tfds.builder, name)
     features = builder.info.features
     image, label = _columns(f"tfds:{name}", features)
@@ -84,8 +88,8 @@ def _called(wanted: str, function: Callable[..., Any], *arguments: object) -> An
     try:
         return function(*arguments)
     except Exception as error:
-        words = " ".join(str(error).split())
-        raise SourceError(f"{wanted} cannot be had: {words or type(error).__name__}") from error
+        words = textwrap.shorten(str(error), _LONGEST_REASON) or type(error).__name__
+        raise SourceError(f"{wanted} cannot be had: {words}") from error
 
 
 def _columns(wanted: str, features: Mapping[str, object]) -> tuple[str, str]:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data_cache.errors import SourceError
+from data_cache.leaks import read_exclusions
 from data_cache.rows import BadImage, Manifest, Rows
-from extract.sources.base import DEFAULT_TEST_FRACTION, Raw, SourceOptions
+from extract.sources.base import DEFAULT_TEST_FRACTION, Listed, Raw, SourceOptions
 from extract.splitting import TEST, TRAIN, VALIDATION, Fractions, divide, draw_stratified
 
 # What folders and columns call the splits, in lower case.
@@ -77,6 +76,11 @@ class ListedSource:
         """Return the image of a row; see :meth:`extract.sources.base.Source.fetch`."""
         return self.read(int(self._positions[split][row]))
 
+    def listed(self, split: str, row: int) -> Listed:
+        """Return the id and the digest of a row; see :meth:`extract.sources.base.Source.listed`."""
+        rows = self.manifest.splits[split]
+        return Listed(rows.ids[row].decode(), rows.content[row].tobytes())
+
     def read(self, position: int) -> Raw:
         """Return the image at a position of the listing."""
         raise NotImplementedError
@@ -108,28 +112,6 @@ def arrange(listing: Listing, options: SourceOptions) -> dict[str, NDArray[np.in
         kept = [(split, one.decode()) not in excluded for one in ids]
         arranged[split] = at[np.array(kept, bool)]
     return arranged
-
-
-def read_exclusions(path: Path) -> frozenset[tuple[str, str]]:
-    """Read the rows to leave out: a CSV with the columns ``split`` and ``id``, others ignored.
-
-    Raises
-    ------
-    SourceError
-        The file cannot be read, or lacks a column.
-    """
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as stream:
-            reader = csv.DictReader(stream)
-            missing = {"split", "id"} - set(reader.fieldnames or ())
-            if missing:
-                raise SourceError(
-                    f"{path} has the columns {', '.join(reader.fieldnames or ())}: "
-                    f"'split' and 'id' are expected"
-                )
-            return frozenset((row["split"], row["id"]) for row in reader)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise SourceError(f"the exclusions in {path} cannot be read: {error}") from error
 
 
 def _check_listing(name: str, listing: Listing) -> None:

@@ -53,7 +53,7 @@ def _read_lines(path: Path, table_format: str) -> list[Line]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as stream:
             header = stream.readline()
-            delimiter = "\t" if table_format == "tsv" else _delimiter(header)
+            delimiter = "\t" if table_format == "tsv" else guess_delimiter(header)
             stream.seek(0)
             return list(_lines(path, csv.reader(stream, delimiter=delimiter, strict=True)))
     except UnicodeDecodeError as error:
@@ -62,7 +62,7 @@ def _read_lines(path: Path, table_format: str) -> list[Line]:
         raise SourceError(f"{path} cannot be read as a table: {error}") from error
 
 
-def _delimiter(header: str) -> str:
+def guess_delimiter(header: str) -> str:
     """Return what is between the columns: what the header has most of."""
     return max(_DELIMITERS, key=header.count)
 

@@ -1,0 +1,138 @@
+"""A Dense head without Keras: held against Keras's own prediction of the same file."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from classify.heads import DenseHead
+from classify.keras_file import read_dense_head
+from classify.predict import load_model
+from classify.runs import Run
+from data_cache.console import import_keras
+from data_cache.errors import RunError
+
+RNG = np.random.default_rng(3)
+X = RNG.normal(2, 3, (200, 7)).astype(np.float32)
+X[:, 3] = 5  # a feature that never varies
+Y = RNG.integers(0, 4, 200)
+
+
+def trained(path: Path, **options: Any) -> Path:
+    DenseHead(epochs=2, learning_rate=0.05, **options).fit(X, Y).save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return trained(tmp_path_factory.mktemp("head") / "head.keras", hidden_units=5, standardize=True)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"standardize": True}, {"hidden_units": 5}, {"hidden_units": 6, "standardize": True}],
+)
+def test_logits_are_those_of_keras(tmp_path: Path, options: dict[str, Any]) -> None:
+    path = trained(tmp_path / "head.keras", **options)
+    model = import_keras().saving.load_model(path, compile=False)
+    stored = read_dense_head(path, 4)
+    assert stored is not None
+    expected = model.predict(X, verbose=0)
+    np.testing.assert_allclose(stored.logits(X), expected, rtol=1e-5, atol=1e-5)
+    assert np.ptp(expected) > 1
+    np.testing.assert_array_equal(stored.predict(X), expected.argmax(axis=1))
+
+
+def rewrite(path: Path, name: str, change: Callable[[bytes], bytes]) -> None:
+    """Replace one member of an archive by what ``change`` makes of it."""
+    with zipfile.ZipFile(path) as archive:
+        members = {one: archive.read(one) for one in archive.namelist()}
+    members[name] = change(members[name])
+    with zipfile.ZipFile(path, "w") as archive:
+        for one, content in members.items():
+            archive.writestr(one, content)
+
+
+def with_layer(path: Path, position: int, **changes: Any) -> None:
+    def change(raw: bytes) -> bytes:
+        config = json.loads(raw)
+        config["config"]["layers"][position]["config"] |= changes
+        return json.dumps(config).encode()
+
+    rewrite(path, "config.json", change)
+
+
+def keras_head(path: Path, *layers: Any) -> Path:
+    """Save a model of other layers than a Dense head's."""
+    keras = import_keras()
+    keras.Sequential([keras.layers.Input((7,)), *layers]).save(path)
+    return path
+
+
+def run_of(folder: Path, n_classes: int = 4) -> Run:
+    return Run(folder, {}, tuple(map(str, range(n_classes))), "dense", None, None)  # type: ignore[arg-type]
+
+
+def test_head_with_other_layers_is_left_to_keras(tmp_path: Path) -> None:
+    layers = import_keras().layers
+    path = keras_head(tmp_path / "head.keras", layers.Dense(4, activation="tanh"))
+    assert read_dense_head(path, 4) is None
+    model = load_model(run_of(tmp_path))
+    expected = import_keras().saving.load_model(path).predict(X, verbose=0)
+    np.testing.assert_allclose(model.logits(X), expected, atol=1e-6)  # type: ignore[arg-type]
+    with pytest.raises(RunError, match=r"its output is \(None, 4\), expected \(None, 3\)"):
+        load_model(run_of(tmp_path, n_classes=3))
+
+
+def test_code_in_a_head_is_refused(tmp_path: Path) -> None:
+    keras = import_keras()
+    keras_head(tmp_path / "head.keras", keras.layers.Lambda(lambda x: x[:, :4]))
+    with pytest.raises(RunError, match="safe_mode"):
+        load_model(run_of(tmp_path))
+
+
+def nan_bias(raw: bytes) -> bytes:
+    import io
+
+    import h5py
+
+    stream = io.BytesIO(raw)
+    with h5py.File(stream, "r+") as file:
+        file["layers/dense/vars/1"][0] = np.nan
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("tamper", "message"),
+    [
+        (lambda path: path.unlink(), "No such file"),
+        (lambda path: path.write_bytes(b"PK"), "not a zip file"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-200]), "cannot be read"),
+        (lambda path: rewrite(path, "config.json", lambda _: b"{}"), "class_name"),
+        (lambda path: rewrite(path, "config.json", lambda _: b"[]"), "cannot be read"),
+        (lambda path: rewrite(path, "model.weights.h5", lambda raw: raw[:99]), "cannot be read"),
+        (lambda path: rewrite(path, "model.weights.h5", nan_bias), "not all finite"),
+        (lambda path: with_layer(path, 0, batch_shape=[None, 9]), "cannot be read"),
+        (lambda path: with_layer(path, 1, mean=[0.0, 1.0]), "cannot be read"),
+    ],
+)
+def test_damaged_head_is_refused(
+    head: Path, tmp_path: Path, tamper: Callable[[Path], object], message: str
+) -> None:
+    path = tmp_path / "head.keras"
+    path.write_bytes(head.read_bytes())
+    tamper(path)
+    with pytest.raises(RunError, match=message) as caught:
+        load_model(run_of(tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+def test_head_of_other_classes_is_refused(head: Path) -> None:
+    with pytest.raises(RunError, match=r"logits of shape \(1, 4\), expected \(1, 3\)"):
+        load_model(run_of(head.parent, n_classes=3))

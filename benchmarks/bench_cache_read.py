@@ -23,6 +23,7 @@ import numpy as np
 from harness import Report, alternate, arguments, ratio
 
 from data_cache.cache import FeatureCache
+from data_cache.inspection import inspect
 from data_cache.recipe import Provenance, Recipe
 from data_cache.rows import Manifest, Rows
 from data_cache.update import CacheUpdate
@@ -69,6 +70,9 @@ def compare_readers(
     start = time.perf_counter()
     FeatureCache.open(cached).close()
     report.add("first opening, with the digest", time.perf_counter() - start, "s")
+    start = time.perf_counter()
+    inspect(cached)
+    report.add("inspect", time.perf_counter() - start, "s")
     if not all(starmap(np.array_equal, zip(read_cache(cached), read_plain(plain), strict=True))):
         sys.exit("the two sides do not read the same")
     sides = {

@@ -28,11 +28,12 @@ from extract.sources.base import content_digest
 from extract.weights import find_weights
 
 TOLERANCE = 1e-5
+PHOTOS = Path(__file__).parent.parent.parent / "shared" / "data" / "cats_dogs"
 
 
 def main() -> None:
     parser = arguments(__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("folder", type=Path, nargs="?", default=PHOTOS, help="of photos")
     parser.add_argument("--image-size", type=int, default=96)
     parser.add_argument("--batch", type=int, default=16)
     options = parser.parse_args()

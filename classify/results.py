@@ -211,7 +211,7 @@ class TrainingResult:
         draw_learning_curves(
             fitted.dense.history_,
             fitted.validation[LOGISTIC].accuracy,
-            folder / "learning_curves.png",
+            folder / runs.CURVES_FILE,
         )
         if self.test is None:
             part, labels, score = "validation", self.division.validation.labels, fitted.validation
@@ -221,7 +221,7 @@ class TrainingResult:
             metrics.confusion_matrix(labels, score[name].predictions, len(self.cache.classes)),
             self.cache.classes,
             f"{TITLES[name]} on {len(labels):,} {part} rows\naccuracy {score[name].accuracy:.3f}",
-            folder / "confusion_matrix.png",
+            folder / runs.CONFUSION_FILE,
         )
 
 

@@ -17,7 +17,7 @@ from zipfile import BadZipFile
 
 from classify.estimators import LogitsClassifier
 from data_cache.errors import RunError
-from data_cache.files import refuse_existing, whole_folder
+from data_cache.files import check_creatable, refuse_existing, whole_folder
 from data_cache.recipe import Provenance, Recipe
 
 FORMAT, FORMAT_VERSION = "headstart-run", 1
@@ -37,6 +37,20 @@ LOADING_ERRORS = (
 
 MODEL_FILES = {DENSE: "head.keras", LOGISTIC: "logistic_regression.npz"}
 _METRICS_FILE, _SPLIT_FILE, _HISTORY_FILE = "metrics.json", "split.csv", "history.csv"
+CURVES_FILE, CONFUSION_FILE = "learning_curves.png", "confusion_matrix.png"
+SWEEP_FILE = "sweep.csv"
+RUN_FILES = frozenset(
+    {
+        *MODEL_FILES.values(),
+        _METRICS_FILE,
+        _SPLIT_FILE,
+        _HISTORY_FILE,
+        CURVES_FILE,
+        CONFUSION_FILE,
+        SWEEP_FILE,
+    }
+)
+"""Everything that a run may hold."""
 
 
 @dataclass(frozen=True)
@@ -151,10 +165,13 @@ def check_output(path: Path, *, overwrite: bool) -> None:
     ------
     OutputExistsError
         Something is there, and ``overwrite`` is false.
+    OutputError
+        Nothing can be created there.
     RunError
         Something is there that is no run, nor an empty folder.
     """
     refuse_existing(path, overwrite=overwrite)
+    check_creatable(path.resolve())
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return
     try:
@@ -163,6 +180,12 @@ def check_output(path: Path, *, overwrite: bool) -> None:
         raise RunError(
             f"--overwrite replaces runs only, and {error}: choose another --output"
         ) from error
+    foreign = sorted(one.name for one in path.iterdir() if one.name not in RUN_FILES)
+    if foreign:
+        raise RunError(
+            f"--overwrite replaces a run whole, and {path} holds {foreign[0]} too, which is not "
+            "of a run: move that away, or choose another --output"
+        )
 
 
 @contextmanager

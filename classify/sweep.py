@@ -19,7 +19,7 @@ from classify import metrics
 from classify.batches import TrainingData
 from classify.head_spec import HeadSpec
 from classify.many_heads import train_many_heads
-from classify.runs import Run, write_table
+from classify.runs import SWEEP_FILE, Run, write_table
 from classify.search import SearchSpace
 from classify.selection import Division
 from classify.train import RowOptions, TrainingOptions, begin, finish
@@ -29,7 +29,6 @@ from data_cache.errors import ParameterError, TrainingError
 SelectBy = Literal["accuracy", "log_loss", "balanced_accuracy", "macro_f1"]
 """The validation figure that chooses; of the log loss the lowest is best."""
 
-SWEEP_FILE = "sweep.csv"
 _SPEC_FIELDS = tuple(one.name for one in fields(HeadSpec) if one.name != "seed")
 
 

@@ -16,12 +16,14 @@
     ├── EngineError            (RuntimeError)      an engine that cannot run, or disagrees
     ├── CacheError             (ValueError)        anything about a feature cache
     │   ├── CacheNotFoundError     (FileNotFoundError)
-    │   ├── CacheFormatError                           not a cache, or of an unknown version
+    │   ├── CacheFormatError                           not a cache
+    │   │   └── CacheVersionError                      a cache of another format version
     │   ├── CacheCorruptError                          bytes that are not what was written
     │   ├── RecipeMismatchError                        a cache made by another recipe
     │   ├── CacheLockedError       (BlockingIOError)   another process is writing it
     │   └── CacheFullError         (OSError)           no room left to write
     ├── OutputExistsError      (FileExistsError)   a result that would be overwritten
+    ├── OutputError            (OSError)           a place where nothing can be written
     ├── DataError              (ValueError)        labels or features that cannot be learnt from
     ├── ParameterError         (ValueError)        a parameter out of its range
     ├── RunError               (ValueError)        a run folder that is missing or not whole
@@ -110,7 +112,11 @@ class CacheNotFoundError(CacheError, FileNotFoundError):
 
 
 class CacheFormatError(CacheError):
-    """The file is not a feature cache, or of a format version that is not known."""
+    """The file is not a feature cache, or not one that can be read."""
+
+
+class CacheVersionError(CacheFormatError):
+    """The file is a feature cache of a format version that is not known."""
 
 
 class CacheCorruptError(CacheError):
@@ -137,6 +143,10 @@ class CacheFullError(CacheError, OSError):
 
 class OutputExistsError(HeadstartError, FileExistsError):
     """A result is already there, and overwriting it was not asked for."""
+
+
+class OutputError(HeadstartError, OSError):
+    """A file or folder that cannot be created where it was asked for."""
 
 
 class DataError(HeadstartError, ValueError):

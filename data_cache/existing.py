@@ -7,11 +7,14 @@ from pathlib import Path
 
 from data_cache.bound import BadRow
 from data_cache.cache import FeatureCache
-from data_cache.errors import CacheError
-from data_cache.layout import Storage, parts_folder
+from data_cache.errors import CacheCorruptError, CacheError, CacheFormatError
+from data_cache.files import refuse_folder
+from data_cache.hdf5 import naming_damage, open_hdf5
+from data_cache.layout import FORMAT, Storage, parts_folder
 from data_cache.parts import recipe_mismatch
 from data_cache.recipe import Provenance, Recipe
 from data_cache.rows import Manifest
+from data_cache.seal import is_sealed
 from data_cache.shards import StoredRows
 
 
@@ -53,6 +56,37 @@ def read_existing(path: Path, recipe: Recipe) -> Existing:
             provenance=cache.provenance,
             storage=cache.storage,
         )
+
+
+def refuse_other_file(path: Path, *, overwrite: bool) -> None:
+    """See that ``path`` is a name for a cache, and that overwriting it loses nothing but a cache.
+
+    A cache may be replaced whatever its state: damaged, or of another recipe or version.
+
+    Raises
+    ------
+    OutputError
+        It is a folder.
+    CacheFormatError
+        It is to be overwritten, and is no cache.
+    """
+    refuse_folder(path)
+    if overwrite and path.exists() and not _is_cache(path):
+        raise CacheFormatError(
+            f"{path} is not a feature cache: choose another --output, or remove it yourself"
+        )
+
+
+def _is_cache(path: Path) -> bool:
+    """Return whether a file is a cache, be it damaged; a shard of one is not."""
+    if not path.is_file():
+        return False
+    try:
+        with open_hdf5(path) as file, naming_damage(str(path)):
+            is_shard = file.attrs.get("kind") == "shard"
+            return not is_shard and (is_sealed(path) or file.attrs.get("format") == FORMAT)
+    except (CacheCorruptError, CacheFormatError):
+        return is_sealed(path)
 
 
 def _check_folder(cache: FeatureCache) -> None:

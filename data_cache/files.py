@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from data_cache.errors import OutputExistsError
+from data_cache.errors import OutputError, OutputExistsError
 
 TEMPORARY_MARK = ".tmp-"
 """In the name of every file that is not finished; such a file is never read."""
@@ -22,9 +22,20 @@ def whole_file(path: Path) -> Iterator[Path]:
     """Yield a temporary name beside ``path``; on success it becomes ``path``, durably.
 
     The file is fsynced and renamed over ``path``, then its folder is fsynced. Whatever ends the
-    body early, Ctrl-C included, removes the temporary file and leaves ``path`` as it was.
+    body early, Ctrl-C included, removes the temporary file and leaves ``path`` as it was. Folders
+    on the way to ``path`` are made.
+
+    Raises
+    ------
+    OutputError
+        Nothing can be created there, or a folder has the name; the body has not run then.
     """
     temporary = temporary_name(path)
+    refuse_folder(path)
+    with naming_output(path):
+        temporary.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch()
+        temporary.unlink()  # what writes it may take a file that is there for one to go on with
     try:
         yield temporary
         sync(temporary)
@@ -43,10 +54,13 @@ def whole_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     ------
     OutputExistsError
         ``path`` exists and ``overwrite`` is false; nothing has been written then.
+    OutputError
+        Nothing can be created there.
     """
     refuse_existing(path, overwrite=overwrite)
     temporary = temporary_name(path)
-    temporary.mkdir(parents=True)
+    with naming_output(path):
+        temporary.mkdir(parents=True)
     try:
         yield temporary
         _swap_in(temporary, path)
@@ -61,6 +75,34 @@ def refuse_existing(path: Path, *, overwrite: bool) -> None:
         raise OutputExistsError(
             f"{path} exists already: choose another --output, or replace it with --overwrite"
         )
+
+
+def check_creatable(path: Path) -> None:
+    """Raise :class:`OutputError` where nothing can be created at ``path``; folders are made.
+
+    For work that takes long and writes its result at the end.
+    """
+    temporary = temporary_name(path)
+    with naming_output(path):
+        temporary.mkdir(parents=True)
+        temporary.rmdir()
+
+
+def refuse_folder(path: Path) -> None:
+    """Raise :class:`OutputError` if ``path``, where a file is to be written, is a folder."""
+    if path.is_dir():
+        raise OutputError(f"{path} is a folder: give the file to write a name of its own")
+
+
+@contextmanager
+def naming_output(path: Path) -> Iterator[None]:
+    """Turn the system's refusal to create something for ``path`` into :class:`OutputError`."""
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(
+            f"{path} cannot be written ({error.strerror or error}): choose another place for it"
+        ) from error
 
 
 def file_digest(path: Path) -> str:

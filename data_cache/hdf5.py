@@ -49,11 +49,14 @@ def open_hdf5(path: Path) -> Iterator[h5py.File]:
     """
     if not path.exists():
         raise CacheNotFoundError(f"{path} does not exist: make it with `extract-features`")
+    if path.is_dir():
+        raise CacheFormatError(f"{path} is a folder; a feature cache is a file")
     try:
         file = h5py.File(path, "r", locking=False)
     except OSError as error:
+        reason = " ".join(str(error).split())
         raise CacheFormatError(
-            f"{path} is not an HDF5 file, or was cut short ({error}); a feature cache, as "
+            f"{path} is not an HDF5 file, or was cut short ({reason}); a feature cache, as "
             "`extract-features` writes it, was expected"
         ) from error
     with file:

@@ -34,8 +34,10 @@ def check_format(file: h5py.File, kind: str) -> None:
 
     Raises
     ------
+    CacheVersionError
+        It is of another version.
     CacheFormatError
-        It is not.
+        It is of another format or kind.
     CacheCorruptError
         It cannot be told.
     """
@@ -47,7 +49,11 @@ def check_format(file: h5py.File, kind: str) -> None:
             f"format={FORMAT!r}; choose a file that `extract-features` wrote"
         )
     if found[1] != VERSION:
-        raise CacheFormatError(unknown_version(file.filename, found[1]))
+        raise unknown_version(file.filename, found[1])
+    if found[2] is None:
+        raise CacheFormatError(
+            f"{file.filename} has no kind, so it was not written by headstart: choose another file"
+        )
     if found[2] != kind:
         raise CacheFormatError(f"{file.filename} is a {found[2]} of a cache; a {kind} was expected")
 

@@ -88,12 +88,12 @@ class _Labels:
 def _load_features(path: Path) -> NDArray[Any]:
     """Open a ``.npy`` of (n, d) numbers without reading it; no pickled object is ever loaded."""
     try:
-        features: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+        features: NDArray[Any] = np.lib.format.open_memmap(path, mode="r")
     except (OSError, ValueError) as error:
         raise SourceError(
             f"{path} cannot be read as a .npy file ({error}): save it with numpy.save"
         ) from error
-    if not isinstance(features, np.ndarray) or features.ndim != len("nd"):
+    if features.ndim != len("nd"):
         raise SourceError(f"{path} does not hold one array of (rows, features)")
     if features.dtype.kind not in "fiu" or not features.size:
         raise SourceError(f"{path} holds {features.shape} {features.dtype}; numbers were expected")

@@ -42,21 +42,22 @@ class Joined:
 def join(old: Manifest | None, new: Manifest, *, prune: bool, append: bool) -> Joined:
     """Join the rows of a source, ``new``, with those of the cache, ``old``.
 
-    A row of the cache is gone when its id is not in the same split of the source, nor its content
-    anywhere in the source: a file that was only renamed, or moved to another split, is not gone.
-    Rows that are gone stay after the source's rows, unless ``prune``. With ``append`` every row of
-    the cache stays, before the new ones.
+    A row of the cache is gone when its id is not in the same split of the source, unless a row that
+    is new in the source has its content: a file that was only renamed, or moved to another split,
+    is not gone. Of copies, each new row stands for one. Rows that are gone stay after the source's
+    rows, unless ``prune``. With ``append`` every row of the cache stays, before the new ones.
 
     Raises
     ------
     CacheError
-        With ``append``, an id stands for another content in the cache.
+        With ``append``, an id stands for another content or another class in the cache.
     """
     if old is None:
         return Joined(new, n_new=len(new))
     matches = {split: _match(rows, new, split, old.classes) for split, rows in old.splits.items()}
     if append:
-        _refuse_changed(old, {split: match.changed for split, match in matches.items()})
+        _refuse_other(old, {s: match.changed for s, match in matches.items()}, "content")
+        _refuse_other(old, {s: match.relabeled for s, match in matches.items()}, "label")
     gone = _gone(old, new, matches, append=append)
     kept = {split: match.absent for split, match in matches.items()} if append else gone
     stay = {} if prune and not append else {s: r.take(kept[s]) for s, r in old.splits.items()}
@@ -104,11 +105,51 @@ def _gone(
     """Say which rows of the cache are no longer in the source; with ``append`` none is."""
     if append:
         return {split: np.zeros(len(rows), bool) for split, rows in old.splits.items()}
-    contents = KeyIndex(all_keys(new))
-    return {
-        split: matches[split].absent & (contents.find(as_keys(rows.content)) < 0)
-        for split, rows in old.splits.items()
-    }
+    absent = np.concatenate([np.zeros(0, bool), *(matches[split].absent for split in old.splits)])
+    absent[np.flatnonzero(absent)[_taken_over(_part(old, absent), _news(old, new))]] = False
+    ends = np.cumsum([len(rows) for rows in old.splits.values()])[:-1]
+    return dict(zip(old.splits, np.split(absent, ends), strict=True))
+
+
+@dataclass(frozen=True)
+class _Named:
+    """Rows of any splits: their ids, (n,) bytes, and their contents as keys, (n,) bytes."""
+
+    ids: NDArray[np.bytes_]
+    keys: NDArray[np.bytes_]
+
+
+def _part(manifest: Manifest, mask: NDArray[np.bool_]) -> _Named:
+    """Return some of the rows of a manifest, whose splits lie one after the other."""
+    ids = [rows.ids for rows in manifest.splits.values()]
+    return _Named(np.concatenate([np.empty(0, "S1"), *ids])[mask], all_keys(manifest)[mask])
+
+
+def _news(old: Manifest, new: Manifest) -> _Named:
+    """Return the rows of the source that the cache has not: not the id, or not this content."""
+    masks = [np.zeros(0, bool)]
+    for split, rows in new.splits.items():
+        known = old.splits[split] if split in old.splits else rows.take(np.zeros(0, np.int64))
+        at = KeyIndex(known.ids).find(rows.ids)
+        same = at >= 0
+        same[same] = as_keys(known.content[at[same]]) == as_keys(rows.content[same])
+        masks.append(~same)
+    return _part(new, np.concatenate(masks))
+
+
+def _taken_over(absent: _Named, news: _Named) -> NDArray[np.bool_]:
+    """Return which of the absent rows a new row stands for, (n,) bool; one new row for each.
+
+    Of absent copies, those whose id is among the new ones, in another split, come first.
+    """
+    keys, counts = np.unique(news.keys, return_counts=True)
+    at = KeyIndex(keys).find(absent.keys)
+    n_standing = np.where(at >= 0, np.append(counts, 0)[at], 0)
+    order = np.lexsort((~np.isin(absent.ids, news.ids), absent.keys))
+    ordered = absent.keys[order]
+    rank = np.empty(len(order), np.int64)
+    rank[order] = np.arange(len(order)) - np.searchsorted(ordered, ordered)
+    return rank < n_standing
 
 
 def _n_moved(old: Manifest, new: Manifest) -> int:
@@ -122,13 +163,13 @@ def _n_moved(old: Manifest, new: Manifest) -> int:
     return n_moved
 
 
-def _refuse_changed(old: Manifest, changed: Masks) -> None:
-    """Refuse to append rows whose ids stand for other contents in the cache."""
-    names = [name for split, mask in changed.items() for name in old.splits[split].ids[mask]]
+def _refuse_other(old: Manifest, differs: Masks, what: str) -> None:
+    """Refuse to append rows whose ids stand for another content, or label, in the cache."""
+    names = [name for split, mask in differs.items() for name in old.splits[split].ids[mask]]
     if names:
         raise CacheError(
             f"{len(names):,} of the images to append have an id that the cache has with another "
-            f"content (first: {names[0].decode()}): extract this source into a cache of its own, "
+            f"{what} (first: {names[0].decode()}): extract this source into a cache of its own, "
             "then join the two with `feature-cache merge --prefix`"
         )
 

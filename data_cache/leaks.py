@@ -28,11 +28,12 @@ from numpy.typing import NDArray
 
 from data_cache.cache import FeatureCache
 from data_cache.digests import as_keys
-from data_cache.errors import DataError
+from data_cache.errors import CacheError, DataError
 from data_cache.files import whole_file
 from data_cache.neighbors import nearest, unit_vectors
 from data_cache.rows import Rows
 
+TEST_SPLIT = "test"
 CLOSE = 0.85
 IDENTICAL = 0.99
 _ISOLATION = 3.0
@@ -107,7 +108,7 @@ class LeakReport:
 
     copies: tuple[Copies, ...]
     near: tuple[NearPair, ...]
-    test_split: str = "test"
+    test_split: str = TEST_SPLIT
 
     @property
     def leaking(self) -> frozenset[tuple[str, str]]:
@@ -129,12 +130,18 @@ class LeakReport:
     def summary(self) -> list[str]:
         """Return what was found, a line each."""
         lines = self.copies_in_words() or ["no image is in it more than once"]
+        are = "pair across splits is" if len(self.near) == 1 else "pairs across splits are"
         lines.append(
-            f"{len(self.near):,} pairs across splits are nearly the same"
+            f"{len(self.near):,} {are} nearly the same"
             + _conflicting(sum(pair.conflicts for pair in self.near))
         )
         if leaked := self.n_leaked():
-            lines.append(f"{leaked} rows of {self.test_split} have a copy in another split")
+            have = (
+                f"row of {self.test_split} has"
+                if leaked == 1
+                else f"rows of {self.test_split} have"
+            )
+            lines.append(f"{leaked:,} {have} a copy in another split")
         return lines
 
     def write(self, *, leaks: Path | None = None, exclusions: Path | None = None) -> None:
@@ -150,7 +157,8 @@ class LeakReport:
         across = [one for one in self.copies if one.crosses_splits]
         found = ((across, "in more than one split"), (within, "more than once in a split"))
         return [
-            f"{len(copies):,} images are {where}" + _conflicting(sum(c.conflicts for c in copies))
+            f"{len(copies):,} {'image is' if len(copies) == 1 else 'images are'} {where}"
+            + _conflicting(sum(c.conflicts for c in copies))
             for copies, where in found
             if copies
         ]
@@ -195,7 +203,7 @@ def exact_duplicates(splits: Mapping[str, Rows], classes: Sequence[str]) -> tupl
 
 
 def find_leaks(
-    cache: FeatureCache, *, test_split: str = "test", threshold: float | None = None
+    cache: FeatureCache, *, test_split: str = TEST_SPLIT, threshold: float | None = None
 ) -> LeakReport:
     """Find exact duplicates anywhere in a cache, and near-duplicates across its splits.
 
@@ -206,7 +214,17 @@ def find_leaks(
     cache : an open cache
     test_split : the split that is kept whole
     threshold : the cosine from which two rows are near-duplicates; None is the rule above
+
+    Raises
+    ------
+    CacheError
+        There is no such split; only ``test`` need not be there.
     """
+    if test_split not in {*cache.split_names, TEST_SPLIT}:
+        raise CacheError(
+            f"{cache.path} has no split {test_split!r} to keep whole: it has "
+            f"{', '.join(cache.split_names)}"
+        )
     splits = {split: cache.rows(split) for split in cache.split_names}
     places = {split: _Places({split: rows}, cache.classes) for split, rows in splits.items()}
     near: list[NearPair] = []
@@ -221,13 +239,15 @@ def find_leaks(
     return LeakReport(exact_duplicates(splits, cache.classes), tuple(near), test_split)
 
 
-def leaks_in(path: Path, *, test_split: str = "test", threshold: float | None = None) -> LeakReport:
+def leaks_in(
+    path: Path, *, test_split: str = TEST_SPLIT, threshold: float | None = None
+) -> LeakReport:
     """Open the cache at ``path`` and find its leaks; see :func:`find_leaks`.
 
     Raises
     ------
     CacheError
-        There is no cache, or it is not what was written.
+        There is no cache, or it is not what was written, or it has no such split.
     """
     with FeatureCache.open(path) as cache:
         return find_leaks(cache, test_split=test_split, threshold=threshold)

@@ -10,7 +10,14 @@ from pathlib import Path
 
 import filelock
 
-from data_cache.errors import CacheError, CacheFullError, CacheLockedError, HeadstartError
+from data_cache.errors import (
+    CacheError,
+    CacheFullError,
+    CacheLockedError,
+    HeadstartError,
+    OutputError,
+)
+from data_cache.files import temporary_name
 from data_cache.layout import lock_file
 
 _FULL = frozenset({errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)})
@@ -29,7 +36,7 @@ def locked(path: Path, wait_seconds: float = 0.0) -> Iterator[None]:
     """
     lock = filelock.FileLock(lock_file(path))
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _probe(path)
         lock.acquire(timeout=wait_seconds)
     except filelock.Timeout as error:
         raise CacheLockedError(
@@ -45,6 +52,14 @@ def locked(path: Path, wait_seconds: float = 0.0) -> Iterator[None]:
         lock.release()
 
 
+def _probe(path: Path) -> None:
+    """Create a file beside ``path`` and remove it: filelock takes some refusals for a lock."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    probe = temporary_name(path)
+    probe.touch()
+    probe.unlink()
+
+
 @contextmanager
 def writing(path: Path, n_bytes: int) -> Iterator[None]:
     """Say plainly why about ``n_bytes`` of the cache at ``path`` cannot be written.
@@ -58,17 +73,26 @@ def writing(path: Path, n_bytes: int) -> Iterator[None]:
     """
     try:
         yield
+    except OutputError as error:
+        if not isinstance(error.__cause__, OSError):
+            raise
+        raise _refusal(path, n_bytes, error.__cause__) from error
     except HeadstartError:
         raise
     except OSError as error:
-        if error.errno not in _FULL:
-            raise CacheError(
-                f"{path} could not be written: {error.strerror or error}; what is finished is kept"
-            ) from error
-        folder = path.absolute().parent
-        free = shutil.disk_usage(folder).free
-        raise CacheFullError(
-            f"no room left to write {path}: about {n_bytes / 1e6:,.1f} MB are needed and "
-            f"{free / 1e6:,.1f} MB free in {folder}; free as much there and run the same command "
-            "again, which goes on from what is finished"
-        ) from error
+        raise _refusal(path, n_bytes, error) from error
+
+
+def _refusal(path: Path, n_bytes: int, error: OSError) -> CacheError:
+    """Return the error that says why the system did not write the cache."""
+    if error.errno not in _FULL:
+        return CacheError(
+            f"{path} could not be written: {error.strerror or error}; what is finished is kept"
+        )
+    folder = path.absolute().parent
+    free = shutil.disk_usage(folder).free
+    return CacheFullError(
+        f"no room left to write {path}: about {n_bytes / 1e6:,.1f} MB are needed and "
+        f"{free / 1e6:,.1f} MB free in {folder}; free as much there and run the same command "
+        "again, which goes on from what is finished"
+    )

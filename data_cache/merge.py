@@ -12,9 +12,11 @@ import numpy as np
 
 from data_cache.bound import BadRow
 from data_cache.cache import FeatureCache
+from data_cache.console import warn
 from data_cache.digests import KeyIndex, as_keys
 from data_cache.errors import CacheError, RecipeMismatchError
 from data_cache.files import refuse_existing
+from data_cache.leaks import LeakReport, exact_duplicates
 from data_cache.manifests import concatenate, relabel
 from data_cache.recipe import Provenance
 from data_cache.rows import BadImage, Manifest, Rows
@@ -33,7 +35,7 @@ def merge(
 
     Rows with the same id, content and class in the same split are one. Classes are joined by name,
     in the order in which they appear. With ``prefix`` the ids start with the name of the cache
-    that they come from, ``birds/train/000017``.
+    that they come from, ``birds/train/000017``. Images in more than one split are warned of.
 
     Raises
     ------
@@ -53,6 +55,7 @@ def merge(
         options = UpdateOptions(dtype=kept.dtype, compression=kept.compression, sharded=sharded)
         names = [f"{cache.path.stem}/" if prefix else "" for cache in caches]
         manifest = _merged([_named(*pair) for pair in zip(caches, names, strict=True)])
+        _warn_of_leaks(manifest, output)
         with CacheUpdate.begin(
             output, caches[0].recipe, _provenance(caches), overwrite=overwrite, options=options
         ) as update:
@@ -127,6 +130,14 @@ def _distinct(split: str, rows: Rows) -> Rows:
             f"caches (first: {after.ids[differs][0].decode()}): tell them apart with --prefix"
         )
     return rows.take(~again)
+
+
+def _warn_of_leaks(manifest: Manifest, output: Path) -> None:
+    """Tell how many images came to lie in more than one split."""
+    copies = exact_duplicates(manifest.splits, manifest.classes)
+    across = LeakReport(tuple(one for one in copies if one.crosses_splits), ())
+    for words in across.copies_in_words():
+        warn(f"{words} of {output}: `feature-cache leaks {output}` lists them")
 
 
 def _provenance(caches: Sequence[FeatureCache]) -> Provenance:

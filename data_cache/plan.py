@@ -65,15 +65,15 @@ class Plan:
 
     def summary(self) -> str:
         """Say in words what is going to be done: ``17 new images, 2 changed: 19 to extract``."""
-        return self._words("to extract")
+        return self._words(f"{self.n_missing:,} to extract")
 
-    def outcome(self) -> str:
+    def outcome(self, n_failed: int = 0) -> str:
         """Say in words what was done: ``17 new images, 2 changed: 19 extracted``."""
-        return self._words("extracted")
+        return self._words(f"{self.n_missing - n_failed:,} extracted")
 
-    def _words(self, verb: str) -> str:
+    def _words(self, work: str) -> str:
         """Say what is new, what that costs, and what is gone or was left out."""
-        parts = ["up to date" if self.is_up_to_date else f"{self._news()}: {self._work(verb)}"]
+        parts = ["up to date" if self.is_up_to_date else f"{self._news()}: {self._work(work)}"]
         if self.n_gone:
             are = "is" if self.n_gone == 1 else "are"
             fate = "removed" if self.prune else "kept, `--prune` removes them"
@@ -92,10 +92,10 @@ class Plan:
         ]
         return ", ".join(filter(None, found)) or "no new images"
 
-    def _work(self, verb: str) -> str:
+    def _work(self, work: str) -> str:
         """Say how many images go through the backbone, and why not more."""
         finished = [f"{self.n_finished:,} finished before"] if self.n_finished else []
-        return ", ".join([*finished, f"{self.n_missing:,} {verb}"])
+        return ", ".join([*finished, work])
 
 
 def missing_rows(

@@ -18,18 +18,16 @@ from data_cache.errors import (
     CacheNotFoundError,
     HeadstartError,
 )
-from data_cache.hdf5 import naming_damage, open_hdf5
-from data_cache.identity import check_format
 from data_cache.layout import SHARD_PATTERN, parts_folder
 from data_cache.locking import locked, writing
 from data_cache.manifests import concatenate
 from data_cache.proof import runs
 from data_cache.recipe import Provenance
 from data_cache.rows import Manifest, Rows
-from data_cache.seal import check_seal, is_sealed
+from data_cache.seal import check_seal
 from data_cache.shards import StoredRows, read_shard
 from data_cache.stock import Stock
-from data_cache.verify import bad_shards
+from data_cache.verify import bad_shards, refuse_foreign
 
 
 @dataclass(frozen=True)
@@ -76,6 +74,8 @@ def repair(path: Path) -> Repair:
     shards = sorted(parts_folder(path).glob(SHARD_PATTERN))
     if not path.exists() and not shards:
         raise CacheNotFoundError(f"{path} does not exist: make it with `extract-features`")
+    if path.exists():
+        refuse_foreign(path)
     with locked(path), writing(path, path.stat().st_size if path.exists() else 0):
         damaged = {shard for shard in shards if not _is_sound_shard(shard)}
         mended = _repair_bound(path, damaged) if path.exists() else Repair()
@@ -95,7 +95,6 @@ def _is_sound_shard(path: Path) -> bool:
 
 def _repair_bound(path: Path, damaged: set[Path]) -> Repair:
     """Write the bound file again with the rows that are proven; leave a sound one as it is."""
-    _refuse_foreign(path)
     try:
         with FeatureCache.open(path, check="never") as cache:
             bad = bad_shards(cache, damaged)
@@ -113,30 +112,6 @@ def _repair_bound(path: Path, damaged: set[Path]) -> Repair:
     aside = next(name for name in names if not name.exists())
     path.rename(aside)
     return Repair(n_dropped=n_rows, set_aside=aside)
-
-
-def _refuse_foreign(path: Path) -> None:
-    """Raise :class:`CacheFormatError` for a file that is no damaged cache of this version."""
-    try:
-        with open_hdf5(path) as file, naming_damage(str(path)):
-            check_format(file, "cache")
-    except CacheFormatError:
-        if not _is_torn(path):
-            raise
-    except CacheCorruptError:
-        return
-
-
-def _is_torn(path: Path) -> bool:
-    """Return whether a file starts as a cache of this version does, and is not what was written."""
-    try:
-        if is_sealed(path):
-            check_seal(path)
-    except CacheCorruptError:
-        return True
-    except CacheFormatError:
-        return False
-    return False
 
 
 def _is_sealed(path: Path) -> bool:

@@ -14,7 +14,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_cache.errors import CacheCorruptError, CacheFormatError
+from data_cache.errors import CacheCorruptError, CacheVersionError
 from data_cache.files import write_all
 from data_cache.layout import FORMAT, SEAL_BYTES, VERSION
 
@@ -52,7 +52,7 @@ def read_seal(path: Path) -> Seal:
 
     Raises
     ------
-    CacheFormatError
+    CacheVersionError
         The file is of a format version that is not known.
     CacheCorruptError
         It has no whole seal, or was cut short.
@@ -61,7 +61,7 @@ def read_seal(path: Path) -> Seal:
         block = stream.read(SEAL_BYTES)
     version = _VERSION.match(block)
     if version and int(version[1]) != VERSION:
-        raise CacheFormatError(unknown_version(path, int(version[1])))
+        raise unknown_version(path, int(version[1]))
     found = _SEAL.match(block)
     if found is None:
         raise CacheCorruptError(f"{path} has no whole seal in its first 512 bytes: {MENDING}")
@@ -80,7 +80,7 @@ def check_seal(path: Path) -> Seal:
 
     Raises
     ------
-    CacheFormatError
+    CacheVersionError
         The file is of a format version that is not known.
     CacheCorruptError
         A bit differs anywhere in the file, or it was cut short or written to since.
@@ -103,9 +103,9 @@ def is_sealed(path: Path) -> bool:
         return stream.read(len(FORMAT)) == FORMAT.encode()
 
 
-def unknown_version(path: Path | str, version: object) -> str:
-    """Return the message that refuses a format version."""
-    return (
+def unknown_version(path: Path | str, version: object) -> CacheVersionError:
+    """Return the error that refuses a format version."""
+    return CacheVersionError(
         f"{path} is of format version {version}, and this program reads version {VERSION}: "
         "update headstart, or extract the features again"
     )

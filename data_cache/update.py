@@ -7,7 +7,6 @@ one file at the end (:meth:`CacheUpdate.bind`). Until then the cache that was th
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -20,13 +19,14 @@ from numpy.typing import NDArray
 from data_cache.bound import BadRow, Contents, write_bound
 from data_cache.digests import Content, KeyIndex, as_keys
 from data_cache.errors import CacheError, CacheFullError
-from data_cache.existing import Existing, read_existing
+from data_cache.existing import Existing, read_existing, refuse_other_file
 from data_cache.files import TEMPORARY_MARK
 from data_cache.join import Joined, join
 from data_cache.layout import DIGEST_BYTES, Storage
 from data_cache.locking import locked, writing
 from data_cache.manifests import all_keys, check_manifest, same_manifest, without
 from data_cache.parts import Parts
+from data_cache.pending import PendingRows
 from data_cache.plan import Plan, find_known_bad, missing_rows
 from data_cache.recipe import Provenance, Recipe
 from data_cache.rows import BadImage, Manifest
@@ -57,7 +57,7 @@ class UpdateOptions:
     compression: int | None = None
     sharded: bool | None = None
     shard_rows: int = 4096
-    shard_seconds: float = 60.0
+    shard_seconds: float = 15.0
     wait_seconds: float = 0.0
 
     def storage(self, found: Storage) -> Storage:
@@ -91,7 +91,7 @@ class CacheUpdate:
         self._lent: list[StoredRows] = []
         self._lent_bad: dict[BadImage, bytes] = {}
         self._planned: Manifest | None = None
-        self._pending = _Pending()
+        self._pending = PendingRows()
 
     @classmethod
     def begin(
@@ -116,10 +116,20 @@ class CacheUpdate:
             The cache, or a shard of it, was made by another recipe.
         CacheCorruptError, CacheFormatError
             What is there is not what was written, or no cache.
+            With ``overwrite`` too: the file that would be replaced is no cache at all.
+        OutputError
+            A folder has the name.
         CacheError
-            What is there is stored with another precision than ``options`` ask for.
+            What is there is stored with another precision than ``options`` ask for; or both
+            ``overwrite`` and ``options.append`` were asked for.
         """
-        update = cls(Path(path), recipe, provenance, options or UpdateOptions())
+        options = options or UpdateOptions()
+        if overwrite and options.append:
+            raise CacheError(
+                f"--append keeps what {path} holds, and --overwrite replaces it: choose one of them"
+            )
+        refuse_other_file(Path(path), overwrite=overwrite)
+        update = cls(Path(path), recipe, provenance, options)
         try:
             update._take_over(overwrite=overwrite)
         except BaseException:
@@ -164,9 +174,10 @@ class CacheUpdate:
         check_manifest(manifest)
         self._planned = manifest
         bad = () if self.options.retry_bad else find_known_bad(manifest, self._old_bad_rows())
-        joined = self._join(without(manifest, [row.image for row in bad]))
+        left_out = [*unreadable, *(row.image for row in bad)]
+        joined = self._join(manifest, left_out)
         missing = missing_rows(manifest, self._stock(), bad)
-        all_bad = self._bad_rows(manifest, [*unreadable, *(row.image for row in bad)])
+        all_bad = self._bad_rows(manifest, left_out)
         nothing_missing = not any(map(len, missing.values()))
         return Plan(
             missing=missing,
@@ -239,7 +250,7 @@ class CacheUpdate:
         """
         self.checkpoint()
         check_manifest(manifest)
-        joined = self._join(without(manifest, bad_images)).manifest
+        joined = self._join(manifest, bad_images).manifest
         if not len(joined):
             raise CacheError(f"{self.path} would hold no row: the source has no image to keep")
         bad_rows = self._bad_rows(manifest, bad_images)
@@ -284,10 +295,13 @@ class CacheUpdate:
             )
         return asked
 
-    def _join(self, manifest: Manifest) -> Joined:
-        """Join a manifest with the rows of the bound cache."""
+    def _join(self, manifest: Manifest, left_out: Sequence[BadImage]) -> Joined:
+        """Join a manifest, but for the images left out, with the rows of the bound cache."""
         old = self._existing.manifest if self._existing else None
-        return join(old, manifest, prune=self.options.prune, append=self.options.append)
+        if old is not None and not self.options.append:
+            old = without(old, _in_splits(left_out, old))
+        good = without(manifest, left_out)
+        return join(old, good, prune=self.options.prune, append=self.options.append)
 
     def _bound_stores(self) -> tuple[StoredRows, ...]:
         """Return the features that the bound cache holds."""
@@ -384,40 +398,13 @@ class CacheUpdate:
         self.parts.drop(all_keys(manifest), keep=keep, everything=everything)
 
 
-class _Pending:
-    """Rows that were appended and are in no shard yet."""
-
-    def __init__(self) -> None:
-        self._batches: list[tuple[Content, NDArray[np.float32]]] = []
-        self._since = time.monotonic()
-
-    @property
-    def n_rows(self) -> int:
-        """How many rows wait."""
-        return sum(len(content) for content, _ in self._batches)
-
-    def add(self, content: Content, features: NDArray[np.float32]) -> None:
-        """Take a copy of some rows, whose arrays the caller may use again."""
-        if not self._batches:
-            self._since = time.monotonic()
-        self._batches.append((np.array(content, np.uint8), np.array(features, np.float32)))
-
-    def age(self) -> float:
-        """Return for how many seconds rows have waited."""
-        return time.monotonic() - self._since if self._batches else 0.0
-
-    def first(self, n_rows: int) -> tuple[Content, NDArray[np.float32]]:
-        """Return the first rows, at most ``n_rows``: (m, 32) uint8 and (m, d) float32."""
-        contents, features = zip(*self._batches, strict=True)
-        self._batches = [(np.concatenate(contents), np.concatenate(features))]
-        content, rows = self._batches[0]
-        return content[:n_rows], rows[:n_rows]
-
-    def drop(self, n_rows: int) -> None:
-        """Forget the first rows, which are durable."""
-        content, rows = self._batches[0]
-        self._batches = [(content[n_rows:], rows[n_rows:])] if len(content) > n_rows else []
-        self._since = time.monotonic()
+def _in_splits(images: Sequence[BadImage], manifest: Manifest) -> list[BadImage]:
+    """Return images with a split each; one that was unreadable before it had one may be in any."""
+    return [
+        replace(image, split=split)
+        for image in images
+        for split in ([image.split] if image.split else manifest.splits)
+    ]
 
 
 def _content_to_remember(manifest: Manifest, image: BadImage) -> bytes:

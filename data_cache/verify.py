@@ -11,10 +11,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_cache.cache import FeatureCache
-from data_cache.errors import CacheNotFoundError, HeadstartError
+from data_cache.errors import (
+    CacheCorruptError,
+    CacheFormatError,
+    CacheNotFoundError,
+    CacheVersionError,
+    HeadstartError,
+)
+from data_cache.hdf5 import naming_damage, open_hdf5
+from data_cache.identity import check_format
 from data_cache.layout import SHARD_PATTERN, parts_folder
 from data_cache.proof import runs
-from data_cache.seal import check_seal
+from data_cache.seal import check_seal, is_sealed
 from data_cache.shards import read_shard
 from data_cache.virtual import check_shard
 
@@ -56,8 +64,12 @@ def verify(path: Path, advance: Callable[[int], None] = lambda _n: None) -> Veri
     ------
     CacheNotFoundError
         There is neither a cache nor a shard of one.
+    CacheFormatError
+        The file is no cache, or of another version: there is nothing to hold it against.
     """
     files = _files(path)
+    if path.exists():
+        refuse_foreign(path)
     faults: list[Fault] = []
     for file in files:
         faults += _file_faults(file, is_shard=file != path)
@@ -67,6 +79,32 @@ def verify(path: Path, advance: Callable[[int], None] = lambda _n: None) -> Veri
         found, n_rows = _bound_faults(path, {fault.path for fault in faults})
         faults += found
     return Verification(tuple(faults), n_rows, len(set(files) - {path}), size_of(path))
+
+
+def refuse_foreign(path: Path) -> None:
+    """Raise :class:`CacheFormatError` for a file that is no cache of this version, even damaged."""
+    try:
+        with open_hdf5(path) as file, naming_damage(str(path)):
+            check_format(file, "cache")
+    except CacheVersionError:
+        raise
+    except CacheFormatError:
+        if not _is_torn(path):
+            raise
+    except CacheCorruptError:
+        return
+
+
+def _is_torn(path: Path) -> bool:
+    """Return whether a file starts as a cache of this version does, and is not what was written."""
+    try:
+        if path.is_file() and is_sealed(path):
+            check_seal(path)
+    except CacheCorruptError:
+        return True
+    except CacheFormatError:
+        return False
+    return False
 
 
 def size_of(path: Path) -> int:

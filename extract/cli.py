@@ -19,6 +19,7 @@ _Callback = TypeVar("_Callback", bound=Callable[..., Any])
 
 _N_BAD_SHOWN = 10
 FRACTION = click.FloatRange(0, 1)
+PROPER_FRACTION = click.FloatRange(0, 1, max_open=True)
 
 
 def _apply(*options: Callable[[Any], Any]) -> Callable[[_Callback], _Callback]:
@@ -99,12 +100,12 @@ source_options = _apply(
     click.option("--test-limit", type=click.IntRange(min=1), help="Use so many test images."),
     click.option(
         "--validation-fraction",
-        type=FRACTION,
+        type=PROPER_FRACTION,
         help="Share of a source without splits that becomes `val`.  [default: 0]",
     ),
     click.option(
         "--test-fraction",
-        type=FRACTION,
+        type=PROPER_FRACTION,
         help="Share of a source without splits that becomes `test`.  [default: 0.2]",
     ),
     click.option("--seed", type=int, default=0, show_default=True, help="Of splits and draws."),
@@ -237,7 +238,8 @@ def _show(report: ExtractionReport, output: Path, *, with_profile: bool) -> None
     speed = f" ({report.n_extracted / report.seconds:,.0f} images/s)" if report.n_extracted else ""
     click.echo(f"{output}: {report.outcome}{speed}")
     for image in report.bad_images[:_N_BAD_SHOWN]:
-        click.echo(f"left out: {image.split}/{image.id}: {image.reason}")
+        place = "/".join(filter(None, [image.split, image.id]))
+        click.echo(f"left out: {place}: {image.reason}")
     if len(report.bad_images) > _N_BAD_SHOWN:
         click.echo(f"left out: {len(report.bad_images) - _N_BAD_SHOWN:,} more")
     if with_profile:

@@ -164,7 +164,7 @@ def extract_features(source: Source, output: Path, options: ExtractionOptions) -
         with profile.stage("write"):
             update.bind(source.manifest, bad_images)
     return ExtractionReport(
-        outcome=plan.outcome(),
+        outcome=plan.outcome(n_failed=len(fresh)),
         n_extracted=plan.n_missing - len(fresh),
         bad_images=bad_images,
         seconds=time.perf_counter() - started,

@@ -311,6 +311,53 @@ def test_merge_refuses_other_recipes_and_other_precisions(folder):
     assert not (folder / "c.h5").exists()
 
 
+def test_merge_warns_of_images_that_came_to_be_in_two_splits(folder):
+    rows = {"x.jpg": TRAIN["ant/0.jpg"], "y.jpg": TRAIN["ant/1.jpg"], "z.jpg": ("z", "bee")}
+    update_cache(folder / "b.h5", manifest_of({"test": rows}))
+    shown = run("merge", "a.h5", "b.h5", "--output", "c.h5")
+    assert shown.stderr == (
+        "Warning: 2 images are in more than one split of c.h5: "
+        "`feature-cache leaks c.h5` lists them\n"
+    )
+    assert run("merge", "a.h5", "--output", "d.h5").stderr == ""
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["merge", "a.h5", "--output", "mine.py", "--overwrite"],
+        ["import", "X.npy", "--labels", "y.csv", "--output", "mine.py", "--overwrite"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_overwrite_replaces_no_file_that_is_no_cache(folder, words):
+    write_features(folder)
+    (folder / "mine.py").write_text("mine")
+    assert "mine.py is not a feature cache" in run(*words, code=2).stderr
+    assert (folder / "mine.py").read_text() == "mine"
+
+
+def test_import_of_an_archive_that_was_cut_short_is_one_line(folder):
+    write_features(folder)
+    np.savez(folder / "X.npz", x=np.zeros((3, 2)))
+    (folder / "X.npz").write_bytes((folder / "X.npz").read_bytes()[:100])
+    words = ["import", "X.npz", "--labels", "y.csv", "--output", "x.h5"]
+    assert "cannot be read as a .npy file" in run(*words, code=2).stderr
+
+
+def test_export_makes_the_folder_that_it_writes_to(folder):
+    run("export", "a.h5", "--output", "new/folder/a.csv")
+    assert (folder / "new" / "folder" / "a.csv").exists()
+
+
+@pytest.mark.parametrize("place", ["/proc/a.csv", "a.h5/a.csv", "folder.csv"])
+def test_a_place_that_takes_no_export_is_one_line(folder, place):
+    (folder / "folder.csv").mkdir()
+    shown = run("export", "a.h5", "--output", place, "--overwrite", code=2)
+    assert shown.stderr.startswith(f"Error: {place} ")
+    assert shown.stderr.count("\n") == 1
+
+
 def test_merge_can_leave_the_features_in_shards(folder):
     run("merge", "a.h5", "--output", "c.h5", "--sharded")
     assert run_json("inspect", "c.h5")["storage"]["sharded"] is True

@@ -217,7 +217,7 @@ def test_a_file_that_is_not_hdf5_is_refused(tmp_path, content):
 
 
 def test_a_folder_is_refused(tmp_path):
-    with pytest.raises(CacheFormatError, match="is not an HDF5 file"):
+    with pytest.raises(CacheFormatError, match="is a folder; a feature cache is a file"):
         FeatureCache.open(tmp_path)
 
 

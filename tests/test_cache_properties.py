@@ -6,6 +6,7 @@ What an update must leave is said a second time here, in plain dictionaries.
 from __future__ import annotations
 
 import tempfile
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
@@ -127,22 +128,47 @@ def with_features(source):
 
 def after_update(old, new, *, prune, append):
     """Say what a cache of ``old`` rows must hold after an update with ``new`` ones."""
-    here = {content for rows in new.values() for content, _ in rows.values()}
+    stood_for = taken_over(old, new)
     result = {}
     for split in dict.fromkeys([*old, *new]):
         kept = {
             name: row
             for name, row in old.get(split, {}).items()
-            if name not in new.get(split, {}) and (append or (row[0] not in here and not prune))
+            if name not in new.get(split, {})
+            and (append or (not prune and (split, name) not in stood_for))
         }
         result[split] = kept | new.get(split, {})
     return result
 
 
+def taken_over(old, new):
+    """Return the (split, id) of rows whose content a row that is new has now, one for one."""
+    news = [
+        (name, content)
+        for split, rows in new.items()
+        for name, (content, _) in rows.items()
+        if old.get(split, {}).get(name, ("",))[0] != content
+    ]
+    free = Counter(content for _, content in news)
+    names_of_news = {name for name, _ in news}
+    absent = [
+        (split, name, content)
+        for split, rows in old.items()
+        for name, (content, _) in rows.items()
+        if name not in new.get(split, {})
+    ]
+    found = set()
+    for split, name, content in sorted(absent, key=lambda row: row[1] not in names_of_news):
+        if free[content]:
+            free[content] -= 1
+            found.add((split, name))
+    return found
+
+
 def conflicts(old, new):
-    """Tell whether an id stands for different contents in the same split."""
+    """Tell whether an id stands for different contents, or labels, in the same split."""
     return any(
-        old[split][name][0] != new[split][name][0]
+        old[split][name] != new[split][name]
         for split in old.keys() & new.keys()
         for name in old[split].keys() & new[split].keys()
     )

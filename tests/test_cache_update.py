@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import sys
+import threading
 from contextlib import suppress
 from dataclasses import replace
 
+import h5py
 import numpy as np
 import pytest
 from cache_tools import (
@@ -19,8 +23,10 @@ from cache_tools import (
 from data_cache.cache import FeatureCache
 from data_cache.errors import (
     CacheError,
+    CacheFormatError,
     CacheLockedError,
     DataError,
+    OutputError,
     RecipeMismatchError,
 )
 from data_cache.layout import Storage, parts_folder
@@ -160,6 +166,82 @@ def test_append_refuses_an_id_that_stands_for_another_image(cache):
         update_cache(cache, manifest_of({"train": {"ant/0.jpg": ("else", "ant")}}), append=True)
 
 
+def test_append_refuses_an_id_that_has_another_label(cache):
+    before = cache.read_bytes()
+    with pytest.raises(CacheError, match=r"1 of the images.*another label \(first: ant/0\.jpg\)"):
+        update_cache(cache, manifest_of({"train": {"ant/0.jpg": ("ant0", "bee")}}), append=True)
+    assert cache.read_bytes() == before
+
+
+def test_append_together_with_overwrite_is_refused(cache):
+    before = cache.read_bytes()
+    options = UpdateOptions(append=True)
+    with pytest.raises(CacheError, match="choose one of them"):
+        CacheUpdate.begin(cache, RECIPE, PROVENANCE, overwrite=True, options=options)
+    assert cache.read_bytes() == before
+
+
+@pytest.mark.parametrize("prune", [False, True])
+def test_an_image_that_became_bad_in_place_is_dropped_and_not_counted_as_gone(cache, prune):
+    manifest = manifest_of({"train": TRAIN | {"ant/0.jpg": ("torn", "ant")}, "test": TEST})
+    bad = BadImage("train", "ant/0.jpg", "truncated")
+    plan = update_cache(cache, manifest, (bad,), prune=prune)
+    assert (plan.n_changed, plan.n_gone) == (1, 0)
+    assert read(cache) == expected({"train": without(TRAIN, "ant/0.jpg"), "test": TEST})
+    plan = update_cache(cache, manifest, prune=prune)
+    assert plan.summary() == "up to date; 1 unreadable image left out as before"
+
+
+@pytest.mark.parametrize("split", ["train", ""])
+def test_an_image_that_could_not_be_read_again_has_no_row(cache, split):
+    manifest = manifest_of({"train": without(TRAIN, "ant/0.jpg"), "test": TEST})
+    unreadable = BadImage(split, "ant/0.jpg", "empty")
+    with CacheUpdate.begin(cache, RECIPE, PROVENANCE) as update:
+        assert update.plan(manifest, [unreadable]).n_gone == 0
+        update.bind(manifest, [unreadable])
+    assert read(cache) == expected({"train": without(TRAIN, "ant/0.jpg"), "test": TEST})
+
+
+def test_a_copy_that_is_removed_is_gone_although_its_content_is_still_there(cache):
+    copies = TRAIN | {"ant/copy.jpg": TRAIN["ant/0.jpg"]}
+    update_cache(cache, manifest_of({"train": copies, "test": TEST}))
+    manifest = manifest_of({"train": TRAIN, "test": TEST})
+    for _ in range(2):
+        plan = update_cache(cache, manifest)
+        assert plan.n_gone == 1
+        assert read(cache) == expected({"train": copies, "test": TEST})
+    assert update_cache(cache, manifest, prune=True).summary().endswith("source: removed")
+    assert read(cache) == expected({"train": TRAIN, "test": TEST})
+
+
+def test_of_two_copies_one_new_name_stands_for_one(cache):
+    copies = TRAIN | {"ant/copy.jpg": TRAIN["ant/0.jpg"]}
+    update_cache(cache, manifest_of({"train": copies, "test": TEST}))
+    rows = without(TRAIN, "ant/0.jpg") | {"ant/renamed.jpg": TRAIN["ant/0.jpg"]}
+    plan = update_cache(cache, manifest_of({"train": rows, "test": TEST}))
+    assert (plan.n_moved, plan.n_gone) == (1, 1)
+    kept = {"ant/copy.jpg": TRAIN["ant/0.jpg"]}
+    assert read(cache) == expected({"train": rows | kept, "test": TEST})
+
+
+def test_of_two_copies_the_one_that_kept_its_id_is_the_one_that_moved(cache):
+    copies = TRAIN | {"ant/copy.jpg": TRAIN["ant/0.jpg"]}
+    update_cache(cache, manifest_of({"train": copies, "test": TEST}))
+    test = TEST | {"ant/copy.jpg": TRAIN["ant/0.jpg"]}
+    train = without(TRAIN, "ant/0.jpg")
+    assert update_cache(cache, manifest_of({"train": train, "test": test})).n_gone == 1
+    kept = {"ant/0.jpg": TRAIN["ant/0.jpg"]}
+    assert read(cache) == expected({"train": train | kept, "test": test})
+
+
+def test_files_that_were_numbered_anew_leave_none_under_an_old_name(tmp_path):
+    path = tmp_path / "c.h5"
+    update_cache(path, manifest_of({"train": {f"{k}.jpg": (str(k), "ant") for k in range(4)}}))
+    rows = {f"{k}.jpg": (str(k + 1), "ant") for k in range(3)}
+    assert update_cache(path, manifest_of({"train": rows})).n_gone == 0
+    assert read(path) == expected({"train": rows})
+
+
 def test_rows_without_groups_join_rows_with_groups_as_groups_of_one(cache):
     grouped = manifest_of({"train": {"g/0.jpg": ("g0", "ant"), "g/1.jpg": ("g1", "ant")}})
     rows = grouped.splits["train"]
@@ -225,6 +307,46 @@ def test_overwrite_replaces_a_cache_of_another_recipe_only_when_the_new_one_is_b
         assert cache.read_bytes() == before
         update.bind(manifest)
     assert read(cache) == expected({"train": TEST})
+
+
+def test_overwrite_refuses_a_file_that_is_no_cache(tmp_path):
+    for name, content in {"a.py": b"print('mine')", "empty": b""}.items():
+        (tmp_path / name).write_bytes(content)
+    with h5py.File(tmp_path / "other.h5", "w") as file:
+        file["x"] = [1, 2]
+    start(tmp_path / "c.h5", RECIPE)
+    shard = next(parts_folder(tmp_path / "c.h5").iterdir())
+    shard.rename(tmp_path / "shard.h5")
+    for name in ("a.py", "empty", "other.h5", "shard.h5"):
+        before = (tmp_path / name).read_bytes()
+        with pytest.raises(CacheFormatError, match=f"{name} is not a feature cache: choose ano"):
+            CacheUpdate.begin(tmp_path / name, RECIPE, PROVENANCE, overwrite=True)
+        assert (tmp_path / name).read_bytes() == before
+
+
+@pytest.mark.parametrize("keep", [slice(600), slice(512, None), slice(None, -9)])
+def test_overwrite_replaces_a_cache_that_is_damaged(cache, keep):
+    whole = cache.read_bytes()
+    cache.write_bytes(whole[keep] if keep.start is None else bytes(512) + whole[keep])
+    with CacheUpdate.begin(cache, RECIPE, PROVENANCE, overwrite=True) as update:
+        content = SMALL.splits["train"].content
+        update.append(content, fake_engine(content))
+        update.bind(SMALL)
+    assert read(cache) == expected({"train": TEST})
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_folder_is_refused_in_one_line(tmp_path, overwrite):
+    (tmp_path / "c.h5").mkdir()
+    with pytest.raises(OutputError, match=r"c\.h5 is a folder: [^\n]*$"):
+        CacheUpdate.begin(tmp_path / "c.h5", RECIPE, PROVENANCE, overwrite=overwrite)
+    assert [path.name for path in tmp_path.iterdir()] == ["c.h5"]
+
+
+def test_a_place_that_takes_no_file_is_not_said_to_be_locked():
+    with pytest.raises(CacheError, match=r"cannot be written \(.+\): choose another") as caught:
+        CacheUpdate.begin("/proc/c.h5", RECIPE, PROVENANCE)
+    assert not isinstance(caught.value, CacheLockedError)
 
 
 def test_rows_of_an_interrupted_run_are_not_extracted_again(tmp_path):
@@ -425,3 +547,41 @@ def test_what_a_run_gathers_in_memory_is_bounded(tmp_path):
             content = contents_of([str(start_row + k) for k in range(7)])
             update.append(content, fake_engine(content))
             assert update._pending.n_rows < 10
+
+
+def test_an_image_that_changed_in_content_and_label_counts_once(cache):
+    rows = TRAIN | {"ant/0.jpg": ("another", "bee")}
+    plan = update_cache(cache, manifest_of({"train": rows, "test": TEST}))
+    assert plan.outcome() == "1 changed: 1 extracted"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="an open file is not replaced there")
+def test_an_open_reader_sees_the_cache_as_it_was_while_a_writer_replaces_it(cache):
+    with FeatureCache.open(cache) as opened:
+        update_cache(cache, manifest_of({"train": TEST}), prune=True)
+        assert opened.n_rows("train") == len(TRAIN)
+        content = manifest_of({"train": TRAIN}).splits["train"].content
+        np.testing.assert_array_equal(opened.features("train"), fake_engine(content))
+    assert read(cache) == expected({"train": TEST})
+
+
+def test_a_second_writer_can_wait_for_the_first(cache):
+    first = CacheUpdate.begin(cache, RECIPE, PROVENANCE)
+    threading.Timer(0.3, first.close).start()
+    options = UpdateOptions(wait_seconds=10)
+    CacheUpdate.begin(cache, RECIPE, PROVENANCE, options=options).close()
+
+
+def test_where_nothing_can_be_written_it_says_so(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(CacheError, match="cannot be written"):
+        CacheUpdate.begin(tmp_path / "file" / "c.h5", RECIPE, PROVENANCE)
+
+
+def test_another_trouble_of_the_disk_is_one_line_too(tmp_path, monkeypatch):
+    def fail(*_args):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("data_cache.shards.write_all", fail)
+    with pytest.raises(CacheError, match="could not be written: Input/output error"):
+        update_cache(tmp_path / "c.h5", SMALL)

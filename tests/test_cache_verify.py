@@ -8,7 +8,12 @@ import pytest
 from cache_tools import contents_of, fake_engine, manifest_of, update_cache
 
 from data_cache.cache import FeatureCache
-from data_cache.errors import CacheCorruptError, CacheFormatError, CacheNotFoundError
+from data_cache.errors import (
+    CacheCorruptError,
+    CacheFormatError,
+    CacheNotFoundError,
+    CacheVersionError,
+)
 from data_cache.layout import Storage, parts_folder
 from data_cache.repair import repair
 from data_cache.verify import verify
@@ -198,6 +203,44 @@ def test_a_file_that_is_no_cache_of_this_version_is_left_alone(tmp_path, content
     with pytest.raises(CacheFormatError):
         repair(tmp_path / "c.h5")
     assert (tmp_path / "c.h5").read_bytes() == content
+
+
+@pytest.mark.parametrize("act", [verify, repair])
+@pytest.mark.parametrize(
+    ("attributes", "problem"),
+    [
+        ({"format_version": 2}, "format version 2, and this program reads version 1"),
+        ({"format": "other"}, "not a feature cache"),
+        ({"kind": None}, "has no kind, so it was not written by headstart: choose another"),
+    ],
+)
+def test_another_version_or_kind_is_refused_and_left_alone(tmp_path, act, attributes, problem):
+    stamp = {"format": "headstart-feature-cache", "format_version": 1, "kind": "cache"}
+    with h5py.File(tmp_path / "c.h5", "w") as file:
+        for name, value in (stamp | attributes).items():
+            if value is not None:
+                file.attrs[name] = value
+    before = (tmp_path / "c.h5").read_bytes()
+    with pytest.raises(CacheFormatError, match=problem) as caught:
+        act(tmp_path / "c.h5")
+    assert "repair" not in str(caught.value)
+    assert (tmp_path / "c.h5").read_bytes() == before
+
+
+def test_another_version_is_refused_even_if_the_seal_is_of_this_one(cache):
+    with h5py.File(cache, "r+") as file:
+        file.attrs["format_version"] = 2
+    for act in (verify, repair):
+        with pytest.raises(CacheVersionError, match="format version 2"):
+            act(cache)
+    assert cache.exists()
+
+
+def test_a_file_that_is_no_hdf5_is_not_said_to_need_a_repair(tmp_path):
+    (tmp_path / "notes.txt").write_text("hello")
+    with pytest.raises(CacheFormatError, match="is not an HDF5 file") as caught:
+        verify(tmp_path / "notes.txt")
+    assert "repair" not in str(caught.value)
 
 
 def test_a_sound_shard_is_not_repaired_as_if_it_were_a_cache(sharded):

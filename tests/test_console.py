@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 
 import click
@@ -65,3 +66,20 @@ def test_progress_shows_the_count_and_the_rate_on_a_terminal(capsys, monkeypatch
     assert "reading" in shown
     assert "10/10" in shown
     assert "images/s" in shown
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="no such signals on this system")
+def test_termination_ends_a_command_as_ctrl_c_does() -> None:
+    cleaned = []
+
+    @click.command(cls=Command)
+    def command() -> None:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            cleaned.append(True)
+
+    before = signal.getsignal(signal.SIGTERM)
+    result = CliRunner().invoke(command)
+    assert (result.exit_code, cleaned) == (1, [True])
+    assert signal.getsignal(signal.SIGTERM) == before

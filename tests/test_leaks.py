@@ -15,6 +15,7 @@ from sklearn.neighbors import NearestNeighbors
 
 from data_cache import leaks, neighbors
 from data_cache.cache import FeatureCache
+from data_cache.errors import CacheError
 from data_cache.leaks import (
     LeakReport,
     NearPair,
@@ -62,11 +63,28 @@ def test_copies_are_found_within_and_across_splits(make_cache: MakeCache, tmp_pa
     assert report.n_leaked() == 1
     assert report.leaking == {("train", "train/000004")}
     assert report.summary() == [
-        "1 images are in more than one split",
-        "1 images are more than once in a split, 1 of them with different labels",
+        "1 image is in more than one split",
+        "1 image is more than once in a split, 1 of them with different labels",
         "0 pairs across splits are nearly the same",
-        "1 rows of test have a copy in another split",
+        "1 row of test has a copy in another split",
     ]
+
+
+def test_a_split_to_keep_whole_that_is_not_there_is_refused(
+    make_cache: MakeCache, tmp_path: Path
+) -> None:
+    path = make_cache(tmp_path / "c.h5", {"train": (random_features(3, 0), zeros(3))})
+    with pytest.raises(CacheError, match="no split 'zz' to keep whole: it has train"):
+        leaks_in(path, test_split="zz")
+    assert leaks_in(path).n_leaked() == 0
+
+
+def test_lists_make_the_folders_that_they_go_to(tmp_path: Path) -> None:
+    LeakReport((), ()).write(
+        leaks=tmp_path / "a" / "b" / "l.csv", exclusions=tmp_path / "c" / "e.csv"
+    )
+    assert (tmp_path / "a" / "b" / "l.csv").exists()
+    assert (tmp_path / "c" / "e.csv").exists()
 
 
 def test_copies_are_found_without_features(make_cache: MakeCache, tmp_path: Path) -> None:
@@ -152,7 +170,7 @@ def test_the_split_that_is_the_test_can_have_any_name(
     path = make_cache(tmp_path / "c.h5", {"train": (train, zeros(30)), "val": (val, zeros(30))})
     report = leaks_in(path, test_split="val")
     assert report.n_leaked() == 1
-    assert report.summary()[-1] == "1 rows of val have a copy in another split"
+    assert report.summary()[-1] == "1 row of val has a copy in another split"
     assert leaks_in(path).n_leaked() == 0
 
 

@@ -189,12 +189,13 @@ def test_links_are_followed_and_loops_end(layout: Layout) -> None:
         (root / "a" / "loop").symlink_to(root)
         (root / "b" / "linked.png").symlink_to(elsewhere)
         (root / "b" / "broken.png").symlink_to(root / "nowhere")
+        (root / "b" / "self").symlink_to(root / "b" / "self")
     except OSError:
         pytest.skip("links cannot be made here")
     source = open_source(str(root), without_test())
     assert len(source.manifest) == 5
     note = next(note for note in source.notes if note.startswith("passed over"))
-    assert "1 broken links or devices" in note
+    assert "2 broken links or devices" in note
     assert "1 links to a folder above them" in note
 
 

@@ -66,6 +66,12 @@ def test_columns_are_found_by_name_and_others_ignored(table: Table) -> None:
     assert rows_of(open_source(str(path), ALL_TRAIN)) == FOUR[:2]
 
 
+def test_a_column_that_is_there_twice_is_refused(table: Table) -> None:
+    path = table("path,label,Label", "img/0000.png,a,b")
+    with pytest.raises(SourceError, match="has the column 'label' twice"):
+        open_source(str(path), ALL_TRAIN)
+
+
 def test_quoted_cells_may_hold_the_separator(table: Table, tmp_path: Path) -> None:
     (tmp_path / "img/0000.png").rename(tmp_path / "img/a, b.png")
     path = table("path,label", '"img/a, b.png","cats, small"', "img/0001.png,dogs")

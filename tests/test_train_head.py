@@ -365,7 +365,7 @@ def test_a_run_is_not_overwritten_unless_asked(cache: Path, run: Path) -> None:
 def test_a_run_is_replaced_whole_when_asked(cache: Path, tmp_path: Path) -> None:
     options = ["--epochs", "1", "--no-test", "--overwrite"]
     assert command(cache, tmp_path / "run", *options).exit_code == 0
-    (tmp_path / "run" / "stale.txt").touch()
+    (tmp_path / "run" / "sweep.csv").touch()
     assert command(cache, tmp_path / "run", *options, "--seed", "9").exit_code == 0
     assert {one.name for one in (tmp_path / "run").iterdir()} == FILES
     assert read_metrics(tmp_path / "run")["seed"] == 9
@@ -383,6 +383,22 @@ def test_overwrite_never_replaces_what_is_no_run(
     result = command(cache, precious.parent, "--overwrite")
     assert_refused(result, "--overwrite replaces runs only")
     assert precious.exists()
+
+
+def test_an_output_that_cannot_be_created_is_refused_before_training(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a_file").touch()
+    monkeypatch.setattr("classify.train.fit_models", lambda *_: pytest.fail("it was trained"))
+    assert_refused(command(cache, tmp_path / "a_file" / "run"), "cannot be written")
+
+
+def test_overwrite_never_takes_a_strangers_file_with_the_run(cache: Path, tmp_path: Path) -> None:
+    assert command(cache, tmp_path / "run", "--epochs", "1", "--no-test").exit_code == 0
+    (tmp_path / "run" / "notes.txt").write_text("precious")
+    result = command(cache, tmp_path / "run", "--overwrite")
+    assert_refused(result, "holds notes.txt too")
+    assert (tmp_path / "run" / "notes.txt").read_text() == "precious"
 
 
 @pytest.mark.parametrize("failure", [KeyboardInterrupt, TrainingError("the loss became nan")])

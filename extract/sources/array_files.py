@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,17 +60,26 @@ def open_array_file(text: str, options: SourceOptions, file_format: str) -> Arra
     path = Path(text)
     try:
         arrays = _READERS[file_format](path)
-    except (OSError, ValueError, KeyError, EOFError) as error:
-        raise SourceError(f"{path} cannot be read as {file_format}: {error}") from error
+    except SourceError:
+        raise
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise SourceError(f"{path} cannot be read as {file_format}: {_words(error)}") from error
     parts = _sort_by_name(path, arrays)
     classes, labels = _count_labels(parts)
     splits = {split: (kinds["images"], labels[split]) for split, kinds in parts.splits.items()}
     return ArraySource(text, splits, classes, options, _groups(path, parts))
 
 
+def _words(error: Exception) -> str:
+    """Say why NumPy or HDF5 failed, in one line and without advice that no option here follows."""
+    if "allow_pickle" in str(error):
+        return "it holds Python objects, which are never unpickled here: save plain arrays"
+    return " ".join(str(error).split())
+
+
 def _read_npz(path: Path) -> Mapping[str, Images]:
     """Read every array of a ``.npz``; nothing is unpickled."""
-    with np.load(path, allow_pickle=False) as archive:
+    with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
         return {name: archive[name] for name in archive.files}
 
 

@@ -90,18 +90,27 @@ def read_folder(root: str, folder: str, tree: Tree) -> list[str]:
     with os.scandir(Path(root, folder)) as entries:
         for entry in entries:
             relative = f"{folder}/{entry.name}" if folder else entry.name
+            is_folder, is_file = _kind(entry)
             if entry.name.startswith(".") or entry.name.lower() in _CLUTTER:
                 tree.passed_over[_HIDDEN] += 1
-            elif entry.is_dir():
+            elif is_folder:
                 inner.append(relative)
             elif entry.name.rpartition(".")[2].lower() in _NOT_IMAGES:
                 tree.passed_over[_OTHER_KIND] += 1
-            elif entry.is_file():
+            elif is_file:
                 tree.files.append(relative)
             else:
                 tree.passed_over["broken links or devices"] += 1
     tree.folders += inner
     return inner
+
+
+def _kind(entry: os.DirEntry[str]) -> tuple[bool, bool]:
+    """Tell whether an entry is a folder, and whether a file; a link to itself is neither."""
+    try:
+        return entry.is_dir(), entry.is_file()
+    except OSError:
+        return False, False
 
 
 def _layout(text: str, tree: Tree) -> str:

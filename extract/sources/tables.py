@@ -76,6 +76,9 @@ def _lines(path: Path, reader: Iterator[list[str]]) -> Iterator[Line]:
             f"{path} has the columns {', '.join(columns) or '(none)'}: a header with "
             f"{','.join(_REQUIRED)}[,{'][,'.join(_OPTIONAL)}] is expected"
         )
+    repeated = [name for name in (*_REQUIRED, *_OPTIONAL) if columns.count(name) > 1]
+    if repeated:
+        raise SourceError(f"{path} has the column {repeated[0]!r} twice: one is expected")
     wanted = [i for i, name in enumerate(columns) if name in (*_REQUIRED, *_OPTIONAL)]
     for number, cells in enumerate(reader, start=2):
         if len(cells) not in (0, len(columns)):

@@ -13,7 +13,7 @@ import pytest
 from cache_tools import PROVENANCE, RECIPE, contents_of, fake_engine, make_rows
 
 from data_cache.cache import FeatureCache
-from data_cache.errors import HeadstartError
+from data_cache.errors import CacheVersionError, HeadstartError
 from data_cache.layout import Storage, parts_folder
 from data_cache.repair import repair
 from data_cache.rows import Manifest
@@ -56,9 +56,9 @@ def test_every_flip_is_detected_or_changes_nothing(cache, n_flips):
         offset = rng.choice(metadata[number]) if in_metadata else rng.integers(anywhere)
         where = "metadata" if in_metadata else "anywhere"
         with flipped(files[number], int(offset), int(rng.integers(8))):
-            faults = verify(cache).faults
+            faults = faults_of(cache)
             found[f"{where}, detected"] += bool(faults)
-            found[f"{where}, rows named"] += any(fault.rows for fault in faults)
+            found[f"{where}, rows named"] += any(getattr(one, "rows", None) for one in faults)
             found[f"{where}, read wrongly by a reader that checks no seal"] += not same(
                 cache, expected
             )
@@ -80,7 +80,10 @@ def test_what_a_repair_keeps_is_what_was_written(cache, n_flips):
     for _ in range(n_flips):
         file = list(whole)[rng.integers(len(whole))]
         with flipped(file, int(rng.integers(len(whole[file]))), int(rng.integers(8))):
-            n_kept.append(repair(cache).n_kept)
+            try:
+                n_kept.append(repair(cache).n_kept)
+            except CacheVersionError:
+                continue
             if cache.exists():
                 assert verify(cache).faults == ()
                 assert_part_of(cache, written)
@@ -127,6 +130,14 @@ def metadata_of(path: Path) -> np.ndarray:
     with h5py.File(path) as file:
         file.visititems(mark)
     return np.flatnonzero(outside)
+
+
+def faults_of(path: Path) -> tuple[object, ...]:
+    """Return what ``verify`` finds; a version that was flipped makes it refuse the file."""
+    try:
+        return verify(path).faults
+    except HeadstartError as error:
+        return (error,)
 
 
 def everything_in(path: Path) -> list[object]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from numpy.typing import NDArray
 
 from data_cache.cache import FeatureCache
@@ -21,6 +22,7 @@ from data_cache.errors import (
 from data_cache.files import TEMPORARY_MARK
 from data_cache.update import UpdateOptions
 from extract import extractor
+from extract.cli import extract_features as extract_command
 from extract.extraction import ExtractionOptions, bad_images_file, extract_features
 from extract.sources import ArraySource
 
@@ -275,3 +277,21 @@ def test_image_that_could_not_be_read_is_tried_again_by_the_next_run(
     report = extract_features(source(), path, OPTIONS)
     assert (report.n_extracted, report.exit_code) == (2, 0)
     assert not bad_images_file(path).exists()
+
+
+def test_command_stores_features_as_asked_and_a_later_run_keeps_it_so(
+    tmp_path: Path, engine: CountingEngine
+) -> None:
+    np.savez(tmp_path / "x.npz", x_train=IMAGES, y_train=LABELS)
+    words = [str(tmp_path / "x.npz"), "--output", str(tmp_path / "c.h5"), "--weights", "random"]
+    words += ["--image-size", "32", "--test-fraction", "0.3"]
+    first = CliRunner().invoke(
+        extract_command, [*words, "--sharded", "--dtype", "float16", "--compression", "1"]
+    )
+    assert first.exit_code == 0, first.output
+    again = CliRunner().invoke(extract_command, words)
+    assert "up to date" in again.output
+    with FeatureCache.open(tmp_path / "c.h5") as cache:
+        assert (cache.storage.dtype, cache.storage.compression) == ("float16", 1)
+        assert cache.storage.sharded
+    assert (tmp_path / "c.h5.parts").is_dir()

@@ -64,6 +64,11 @@ row_options = _options(
     ),
     click.option("--no-test", is_flag=True, help="Leave the test alone."),
     click.option(
+        "--verify",
+        is_flag=True,
+        help="Compare the whole cache with its digest, even if that was done before.",
+    ),
+    click.option(
         "--drop-leaks",
         is_flag=True,
         help="Leave out rows that have a copy in the test, or nearly: see `feature-cache leaks`.",

@@ -43,6 +43,7 @@ class RowOptions:
     no_test : leave the test alone
     drop_leaks : leave out training and validation rows that have a copy in the test, or nearly
     exclude : a CSV with the columns ``split`` and ``id`` of rows to leave out
+    verify : read the whole cache and compare its digest first, even if it was done before
     """
 
     seed: int = 0
@@ -52,6 +53,7 @@ class RowOptions:
     no_test: bool = False
     drop_leaks: bool = False
     exclude: str | None = None
+    verify: bool = False
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ def begin(cache: Path, output: Path, options: RowOptions, *, overwrite: bool) ->
     """Yield a job, its cache open; see :func:`train_head` for what is raised."""
     clock = Clock()
     runs.check_output(output, overwrite=overwrite)
-    with FeatureCache.open(cache) as features:
+    with FeatureCache.open(cache, check="always" if options.verify else "once") as features:
         facts = CacheFacts(features.path, features.classes, features.recipe, features.provenance)
         split = find_test_split(features, options.test_split)
         test = None if split is None or options.no_test else SealedTest(features, split)

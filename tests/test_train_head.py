@@ -22,6 +22,7 @@ from classify.runs import load_run
 from classify.test_log import log_path
 from data_cache.console import import_keras
 from data_cache.errors import TrainingError
+from data_cache.seal import check_seal
 
 MakeCache = Callable[..., Path]
 CLASSES = ("ant, red", "bée", "cat\n$x$")
@@ -383,6 +384,24 @@ def test_overwrite_never_replaces_what_is_no_run(
     result = command(cache, precious.parent, "--overwrite")
     assert_refused(result, "--overwrite replaces runs only")
     assert precious.exists()
+
+
+def test_verify_compares_the_digest_though_the_cache_is_known(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared: list[Path] = []
+
+    def watched(path: Path) -> Any:
+        compared.append(path)
+        return check_seal(path)
+
+    monkeypatch.setattr("data_cache.checking.check_seal", watched)
+    monkeypatch.setattr("data_cache.stat_index.StatIndex.lookup", lambda *_: bytes(32))
+    assert command(cache, tmp_path / "a", "--epochs", "1", "--no-test").exit_code == 0
+    assert compared == []
+    words = ["--epochs", "1", "--no-test", "--verify"]
+    assert command(cache, tmp_path / "b", *words).exit_code == 0
+    assert compared == [cache]
 
 
 def test_an_output_that_cannot_be_created_is_refused_before_training(

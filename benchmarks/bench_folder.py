@@ -17,8 +17,8 @@ import numpy as np
 from harness import Report, alternate, arguments
 
 from data_cache.cache import FeatureCache
+from data_cache.cores import n_cores
 from extract.backbones import get_backbone
-from extract.cores import n_cores
 from extract.decode import decode
 from extract.engines import choose_engine
 from extract.extraction import ExtractionOptions, extract_features

@@ -8,26 +8,12 @@ from typing import Any
 
 import click
 
-from data_cache.console import Command
+from data_cache.console import Callback, Command, together
 
 _OPEN_SHARE = click.FloatRange(0, 1, min_open=True, max_open=True)
 _COUNT = click.IntRange(min=1)
 
-Function = Callable[..., Any]
-
-
-def _options(*options: Callable[[Function], Function]) -> Callable[[Function], Function]:
-    """Return a decorator that adds the options in this order."""
-
-    def add(function: Function) -> Function:
-        for option in reversed(options):
-            function = option(function)
-        return function
-
-    return add
-
-
-run_options = _options(
+run_options = together(
     click.argument("cache", type=click.Path(path_type=Path)),
     click.option(
         "--output", required=True, type=click.Path(path_type=Path), help="Folder for the run."
@@ -36,7 +22,7 @@ run_options = _options(
 )
 """What every command that learns from a cache and writes a run has."""
 
-row_options = _options(
+row_options = together(
     click.option(
         "--seed",
         type=click.IntRange(min=0),
@@ -167,7 +153,7 @@ def train_head(cache: Path, output: Path, *, overwrite: bool, **choices: Any) ->
     click.echo(summarize(run))
 
 
-def _choices(name: str, meaning: str, default: str) -> Callable[[Function], Function]:
+def _choices(name: str, meaning: str, default: str) -> Callable[[Callback], Callback]:
     """Return an option that takes the values a sweep chooses a hyperparameter from."""
     return click.option(f"--{name}", metavar="VALUES", help=f"{meaning}  [default: {default}]")
 

@@ -11,7 +11,6 @@ through a stretch of steps at a time while the batches of the next stretch are m
 
 from __future__ import annotations
 
-import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -31,6 +30,7 @@ from classify.head_spec import HeadSpec
 from classify.head_stack import Dense, HeadStack
 from classify.heads import initial_weights_seed
 from data_cache.console import Advance, import_keras
+from data_cache.cores import n_cores
 
 _VALUES_IN_A_TILE = 2**18
 _BYTES_PER_WEIGHT = 16
@@ -72,7 +72,7 @@ def train_many_heads(
     whose weights overflow goes on with NaN and costs the others nothing.
     """
     for members in _groups(specs, data, memory):
-        yield from _train_group(members, data, n_threads or _n_cores(), advance)
+        yield from _train_group(members, data, n_threads or n_cores(), advance)
 
 
 def logits_of(layers: Sequence[Dense], features: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -250,8 +250,3 @@ def _n_bytes(spec: HeadSpec, data: TrainingData, *, with_inputs: bool) -> int:
     n_logits = len(data.validation_labels) * data.n_classes
     n_inputs = 2 * spec.batch_size * (data.features.shape[1] + 1) if with_inputs else 0
     return _BYTES_PER_WEIGHT * _n_weights(spec, data) + 4 * (n_logits + n_inputs)
-
-
-def _n_cores() -> int:
-    """Return the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -20,6 +20,9 @@ import click
 
 from data_cache.errors import HeadstartError
 
+Callback = Callable[..., Any]
+"""The function behind a command, or what its options have made of it."""
+
 Advance = Callable[[int], None]
 """Called with the number of items done since the last call."""
 
@@ -35,6 +38,17 @@ class Command(click.Command):
         except HeadstartError as error:
             click.echo(f"Error: {error}", err=True)
             ctx.exit(error.exit_code)
+
+
+def together(*options: Callable[[Callback], Callback]) -> Callable[[Callback], Callback]:
+    """Make one decorator of several options, in the order in which ``--help`` shows them."""
+
+    def decorate(callback: Callback) -> Callback:
+        for option in reversed(options):
+            callback = option(callback)
+        return callback
+
+    return decorate
 
 
 @contextmanager

@@ -2,38 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from data_cache.console import Command
+from data_cache.console import Command, together
 
 if TYPE_CHECKING:
     from extract.extraction import ExtractionOptions, ExtractionReport
 
 _Options = TypeVar("_Options")
-_Callback = TypeVar("_Callback", bound=Callable[..., Any])
 
 _N_BAD_SHOWN = 10
 FRACTION = click.FloatRange(0, 1)
 PROPER_FRACTION = click.FloatRange(0, 1, max_open=True)
 
 
-def _apply(*options: Callable[[Any], Any]) -> Callable[[_Callback], _Callback]:
-    """Make one decorator of several options, in the order in which ``--help`` shows them."""
-
-    def decorate(callback: _Callback) -> _Callback:
-        for option in reversed(options):
-            callback = option(callback)
-        return callback
-
-    return decorate
-
-
-backbone_options = _apply(
+backbone_options = together(
     click.option(
         "--backbone",
         default="mobilenet_v2",
@@ -70,7 +57,7 @@ backbone_options = _apply(
     ),
 )
 
-engine_options = _apply(
+engine_options = together(
     click.option(
         "--engine",
         type=click.Choice(["auto", "keras", "onnx"]),
@@ -86,7 +73,7 @@ engine_options = _apply(
     click.option("--mixed-precision", is_flag=True, help="float16 on a GPU (engine keras)."),
 )
 
-source_options = _apply(
+source_options = together(
     click.option(
         "--format",
         type=click.Choice(
@@ -124,7 +111,7 @@ source_options = _apply(
     ),
 )
 
-image_options = _apply(
+image_options = together(
     click.option(
         "--on-bad-image",
         type=click.Choice(["fail-late", "skip", "fail"]),
@@ -150,7 +137,7 @@ image_options = _apply(
     click.option("--white-level", type=float, help="White in gray images of more than 8 bits."),
 )
 
-update_options = _apply(
+update_options = together(
     click.option("--overwrite", is_flag=True, help="Replace a cache that another recipe made."),
     click.option("--prune", is_flag=True, help="Remove rows that are no longer in the source."),
     click.option("--append", is_flag=True, help="Add SOURCE; what the cache holds stays."),

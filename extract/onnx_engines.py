@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from data_cache.cores import n_cores
 from data_cache.errors import EngineError
-from extract.cores import n_cores
 from extract.onnx_backbone import OnnxBackbone
 
 Batch = NDArray[np.float32]

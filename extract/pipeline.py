@@ -25,9 +25,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from data_cache.cores import n_cores
 from data_cache.errors import BadImageError, ImageUnavailableError
 from data_cache.rows import BadImage
-from extract.cores import n_cores
 from extract.decode import DecodeOptions, decode
 from extract.engines import Engine
 from extract.preprocess import Pixels, Preprocessing, preprocess

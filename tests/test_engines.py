@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 from tiny_backbone import N_FEATURES, TINY
 
+from data_cache import cores
+from data_cache.cores import n_cores
 from data_cache.errors import BackboneError, EngineError
-from extract import cores, engines
+from extract import engines
 from extract.backbones import get_backbone, open_backbone
 from extract.convert import kept_folder
-from extract.cores import n_cores
 from extract.engines import KerasEngine, choose_engine
 from extract.onnx_engines import OnnxEngine, OnnxFileEngine
 from extract.weights import Weights, random_weights, set_weights

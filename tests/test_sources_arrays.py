@@ -53,7 +53,7 @@ def test_rows_are_the_images_in_their_order(shape: tuple[int, ...]) -> None:
 
 def test_digests_are_of_type_shape_and_bytes() -> None:
     image = images(2, 3)
-    expected = hashlib.sha256(b"u1[2, 3]" + image.tobytes()).digest()
+    expected = hashlib.sha256(b"uint8[2, 3]" + image.tobytes()).digest()
     assert content_digest(image) == expected
     assert content_digest(image[::-1][::-1]) == expected
     others = [image.reshape(3, 2), image.astype(np.float32), image[..., None]]

@@ -11,6 +11,7 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from data_cache.digests import array_digest
 from data_cache.rows import BadImage, Manifest
 
 Raw = bytes | NDArray
@@ -107,15 +108,9 @@ class Source(Protocol):
 def content_digest(raw: Raw) -> bytes:
     """Return the SHA-256 (32 bytes) of an image: of a file's bytes, or of an array's pixels.
 
-    An array is hashed as its type and shape, written ``u1[28, 28]``, and its bytes, little-endian
-    and in C order.
+    Of an array it is :func:`data_cache.digests.array_digest`, as the format's page has it.
     """
-    if isinstance(raw, bytes):
-        return hashlib.sha256(raw).digest()
-    little = np.ascontiguousarray(raw, raw.dtype.newbyteorder("<"))
-    sha256 = hashlib.sha256(f"{raw.dtype.kind}{raw.itemsize}{list(raw.shape)}".encode())
-    sha256.update(little.reshape(-1).view(np.uint8).data)
-    return sha256.digest()
+    return hashlib.sha256(raw).digest() if isinstance(raw, bytes) else array_digest(raw)
 
 
 def digests_as_rows(digests: Sequence[bytes]) -> NDArray[np.uint8]:

@@ -32,7 +32,7 @@ bench: $(READY)
 
 $(READY): setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[fast,dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[fast,cluster,tflite,tensorboard,dev]"
 	touch $@
 
 clean:

@@ -68,11 +68,13 @@ def write_shard(
 ) -> Shard:
     """Write a whole shard of features (n, d) and return it; one already there is kept."""
     path = folder / shard_name(recipe, content)
-    if not path.exists():
-        image = _shard_bytes(recipe, content, features, storage)
-        with whole_file(path) as temporary, temporary.open("wb", buffering=0) as stream:
-            write_all(stream, image)
-    return read_shard(path)
+    if path.exists():
+        return read_shard(path)
+    digest, image = _shard_bytes(recipe, content, features, storage)
+    with whole_file(path) as temporary, temporary.open("wb", buffering=0) as stream:
+        write_all(stream, image)
+    stored = StoredRows(path, "features", content, np.arange(len(content)), features.shape[1])
+    return Shard(stored, recipe, storage, digest)
 
 
 def shard_name(recipe: Recipe, content: Content) -> str:
@@ -101,8 +103,8 @@ def read_shard(path: Path, check: Checking = "always") -> Shard:
 
 def _shard_bytes(
     recipe: Recipe, content: Content, features: NDArray[np.float32], storage: Storage
-) -> memoryview:
-    """Return every byte of a shard's file."""
+) -> tuple[str, memoryview]:
+    """Return the digest of a shard's seal, and every byte of its file."""
     image = io.BytesIO()
     with h5py.File(image, "w", userblock_size=SEAL_BYTES) as file:
         write_identity(file, "shard", recipe)
@@ -111,7 +113,7 @@ def _shard_bytes(
     view = image.getbuffer()
     digest = hashlib.sha256(view[SEAL_BYTES:]).hexdigest()
     view[:SEAL_BYTES] = Seal(digest, len(view)).block()
-    return view
+    return digest, view
 
 
 def _write_rows(

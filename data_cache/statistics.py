@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 from data_cache.hdf5 import write_column
 
+_ROWS_AT_ONCE = 128
+
 
 @dataclass(frozen=True)
 class FeatureStatistics:
@@ -41,11 +43,17 @@ class StatisticsAccumulator:
 
     def add(self, block: NDArray[np.floating]) -> None:
         """Take a block of features, (m, d), into account."""
-        if not len(block):
-            return
-        mean, std = block.mean(axis=0, dtype=np.float64), block.std(axis=0, dtype=np.float64)
-        found = FeatureStatistics(mean, std, block.min(axis=0), block.max(axis=0))
-        self.join(found, len(block))
+        for at in range(0, len(block), _ROWS_AT_ONCE):
+            self._add(block[at : at + _ROWS_AT_ONCE])
+
+    def _add(self, block: NDArray[np.floating]) -> None:
+        """Take a block that fits the processor's cache into account."""
+        wide = block.astype(np.float64)
+        mean = wide.mean(axis=0)
+        low, high = block.min(axis=0), block.max(axis=0)
+        wide -= mean
+        std = np.sqrt(np.einsum("ij,ij->j", wide, wide) / len(wide))
+        self.join(FeatureStatistics(mean, std, low, high), len(block))
 
     def join(self, found: FeatureStatistics, n_rows: int) -> None:
         """Take the statistics of ``n_rows`` (at least 1) other rows into account."""

@@ -5,8 +5,9 @@ decode, resize and scale, then the engine. Pillow, NumPy and the engines work ou
 global lock, so one thread decodes while another runs the backbone. An engine says how many calls it
 takes at once: the ONNX engine runs one call on each core, Keras one call on all of them.
 
-Chunks come out in the order they went in, and only a few are under way at a time, so memory does
-not grow with the number of images.
+Chunks come out in the order they went in. Only so many wait as the taker of the results needs to
+turn away for a while, to write a shard, without the threads standing still; memory does not grow
+with the number of images.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ CANDIDATE_BATCH_SIZES = (16, 8, 4, 2, 32)
 
 _CHUNKS_PER_CANDIDATE = 3
 _CHUNKS_AHEAD_PER_WORKER = 2
+_BYTES_AHEAD = 16 << 20
 
 
 Known = Callable[[bytes], NDArray[np.float32] | None]
@@ -122,6 +124,12 @@ class BatchSizes:
         with self._lock:
             return self._untried.popleft() if self._untried else self._best()
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether the next chunks all get one size."""
+        with self._lock:
+            return bool(self._fixed) or not self._untried
+
     def report(self, n_images: int, seconds: float) -> None:
         """Take note of how long the engine took for a batch."""
         with self._lock:
@@ -146,6 +154,8 @@ class Pipeline:
     batch_size : images in a chunk, or None to measure
     n_workers : threads that take chunks
     known : finds features that were extracted before; such images are read, but not decoded
+    runs_ahead : finish chunks before they are taken, up to 16 MiB of features; else only a few, for
+        a source that holds the images under way
     """
 
     source: Images
@@ -156,6 +166,7 @@ class Pipeline:
     n_workers: int = field(default_factory=n_cores)
     profile: Profile = field(default_factory=Profile)
     known: Known | None = None
+    runs_ahead: bool = False
 
     def run(self, positions: Iterator[Position]) -> Iterator[Extracted]:
         """Yield the finished chunks of the images at ``positions``, in order.
@@ -170,13 +181,21 @@ class Pipeline:
             try:
                 while chunk := list(islice(positions, sizes.next_size())):
                     waiting.append(pool.submit(self._extract, chunk, sizes, turns))
-                    if len(waiting) >= self.n_workers * _CHUNKS_AHEAD_PER_WORKER:
+                    n_ahead = self._n_ahead(sizes, len(chunk))
+                    while waiting and (waiting[0].done() or len(waiting) >= n_ahead):
                         yield waiting.popleft().result()
                 while waiting:
                     yield waiting.popleft().result()
             finally:
                 for future in waiting:
                     future.cancel()
+
+    def _n_ahead(self, sizes: BatchSizes, n_images: int) -> int:
+        """Return how many chunks of so many images may be under way or wait to be taken."""
+        least = self.n_workers * _CHUNKS_AHEAD_PER_WORKER
+        if not self.runs_ahead or not sizes.is_settled:
+            return least
+        return max(least, _BYTES_AHEAD // (4 * n_images * self.engine.n_features))
 
     def _extract(
         self, chunk: Sequence[Position], sizes: BatchSizes, turns: threading.Semaphore

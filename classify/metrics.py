@@ -6,8 +6,7 @@ Labels and predictions are (n,) integers, positions among k classes; logits are 
 
 from __future__ import annotations
 
-from math import sqrt
-from statistics import NormalDist
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -33,9 +32,31 @@ def accuracy(labels: ArrayLike, predictions: ArrayLike) -> float:
     return float(right.mean()) if right.size else float("nan")
 
 
+def log_losses(labels: NDArray[np.integer], logits: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Return -ln p(label) of each row, (n,), in nats: 0 is perfect, ln k is guessing."""
+    return -np.take_along_axis(log_softmax(logits), labels[:, None], axis=1)[:, 0]
+
+
 def log_loss(labels: NDArray[np.integer], logits: NDArray[np.floating]) -> float:
-    """Return the mean over rows of -ln p(label), in nats: 0 is perfect, ln k is guessing."""
-    return float(-np.take_along_axis(log_softmax(logits), labels[:, None], axis=1).mean())
+    """Return the mean of :func:`log_losses`; NaN for no rows."""
+    return float(log_losses(labels, logits).mean()) if len(labels) else float("nan")
+
+
+def brier_losses(labels: NDArray[np.integer], logits: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Return each row's Brier loss (n,), the sum over classes of (p_j - [j is the label])².
+
+    0 is perfect, 2 is certain and wrong. G. W. Brier (1950), "Verification of forecasts expressed
+    in terms of probability", Monthly Weather Review 78, 1-3: the sum over all classes, which for
+    two classes is twice the sum that some use.
+    """
+    misses = softmax(logits)
+    misses[np.arange(len(labels)), labels] -= 1
+    return np.square(misses).sum(axis=1)
+
+
+def brier_score(labels: NDArray[np.integer], logits: NDArray[np.floating]) -> float:
+    """Return the mean of :func:`brier_losses`, in [0, 2]; NaN for no rows."""
+    return float(brier_losses(labels, logits).mean()) if len(labels) else float("nan")
 
 
 def confusion_matrix(
@@ -49,72 +70,99 @@ def confusion_matrix(
 def balanced_accuracy(
     labels: NDArray[np.integer], predictions: NDArray[np.integer], n_classes: int
 ) -> float:
-    """Return the mean of the classes' recalls, in [0, 1], over the classes that have rows.
-
-    A class's recall is the share of its rows that are predicted right. NaN for no rows.
-    """
-    counts = confusion_matrix(labels, predictions, n_classes)
-    sizes = counts.sum(axis=1)
-    seen = sizes > 0
-    return float((counts.diagonal()[seen] / sizes[seen]).mean()) if seen.any() else float("nan")
+    """Return :func:`balanced_accuracy_of_counts` of the rows."""
+    return float(balanced_accuracy_of_counts(confusion_matrix(labels, predictions, n_classes)))
 
 
 def macro_f1(
     labels: NDArray[np.integer], predictions: NDArray[np.integer], n_classes: int
 ) -> float:
+    """Return :func:`macro_f1_of_counts` of the rows."""
+    return float(macro_f1_of_counts(confusion_matrix(labels, predictions, n_classes)))
+
+
+def balanced_accuracy_of_counts(counts: NDArray) -> NDArray[np.float64]:
+    """Return the mean of the classes' recalls, in [0, 1], over the classes that have rows.
+
+    A class's recall is the share of its rows that are predicted right. ``counts`` are confusion
+    matrices (..., k, k), the result is (...); NaN for no rows.
+    """
+    return _mean_of_seen(_right(counts), counts.sum(axis=-1))
+
+
+def macro_f1_of_counts(counts: NDArray) -> NDArray[np.float64]:
     """Return the mean F1, in [0, 1], over the classes that have rows or were predicted.
 
     F1 is 2 TP / (2 TP + FP + FN), of a class's true and false positives and its false negatives.
-    NaN for no rows.
+    ``counts`` are confusion matrices (..., k, k), the result is (...); NaN for no rows.
     """
+    return _mean_of_seen(2 * _right(counts), counts.sum(axis=-2) + counts.sum(axis=-1))
+
+
+@dataclass(frozen=True)
+class ClassFigures:
+    """Each class on its own: arrays (k,).
+
+    ``support`` is the number of rows of the class, ``n_predicted`` of those predicted as it.
+    ``precision`` is the share of the latter that are right, ``recall`` of the former, and ``f1``
+    is 2 TP / (support + n_predicted): each in [0, 1], NaN where it would be a share of none.
+    """
+
+    support: NDArray[np.int64]
+    n_predicted: NDArray[np.int64]
+    precision: NDArray[np.float64]
+    recall: NDArray[np.float64]
+    f1: NDArray[np.float64]
+
+
+def class_figures(
+    labels: NDArray[np.integer], predictions: NDArray[np.integer], n_classes: int
+) -> ClassFigures:
+    """Return precision, recall, F1 and support of every class."""
     counts = confusion_matrix(labels, predictions, n_classes)
-    sizes = counts.sum(axis=0) + counts.sum(axis=1)
-    seen = sizes > 0
-    return float((2 * counts.diagonal()[seen] / sizes[seen]).mean()) if seen.any() else float("nan")
+    support, n_predicted, right = counts.sum(axis=1), counts.sum(axis=0), _right(counts)
+    return ClassFigures(
+        support=support,
+        n_predicted=n_predicted,
+        precision=_share(right, n_predicted),
+        recall=_share(right, support),
+        f1=_share(2 * right, support + n_predicted),
+    )
 
 
-def wilson_interval(n_right: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Return the interval for a proportion: low and high, within [0, 1].
+def missing_classes(labels: NDArray[np.integer], n_classes: int) -> NDArray[np.intp]:
+    """Return the positions of the classes that no row has, ascending.
 
-    With p = ``n_right`` / n and z the normal quantile of (1 + confidence) / 2::
-
-        (p + z²/2n ± z sqrt(p(1 - p)/n + z²/4n²)) / (1 + z²/n)
-
-    It covers the sampling of rows alone. E. B. Wilson (1927), "Probable inference, the law of
-    succession, and statistical inference", JASA 22, 209-212.
-
-    Raises
-    ------
-    ValueError
-        n is not positive, or ``n_right`` is not within [0, n].
+    Balanced accuracy says nothing of them, and macro F1 holds only how often they were predicted.
     """
-    if not 0 <= n_right <= n or n == 0:
-        raise ValueError(f"{n_right} right of {n}: expected 0 <= right <= n and n > 0")
-    z = NormalDist().inv_cdf((1 + confidence) / 2)
-    share = n_right / n
-    center = share + z**2 / (2 * n)
-    half_width = z * sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
-    scale = 1 + z**2 / n
-    return max(0.0, (center - half_width) / scale), min(1.0, (center + half_width) / scale)
+    return np.flatnonzero(np.bincount(labels, minlength=n_classes) == 0)
 
 
-def mcnemar_mid_p(n_only_first: int, n_only_second: int) -> float:
-    """Return the exact McNemar mid-p value of two models on the same rows, in (0, 1].
+def most_confident_mistakes(
+    labels: NDArray[np.integer], logits: NDArray[np.floating], n_most: int
+) -> NDArray[np.intp]:
+    """Return the positions of the ``n_most`` wrong rows of highest confidence, highest first.
 
-    Of the rows that exactly one model gets right, ``n_only_first`` are the first's. If neither
-    model is better, their number B is binomial(n, 1/2), with n both counts' sum. The value is
-    P(|B - n/2| > d) + P(|B - n/2| = d) / 2, d being what was seen; 1 where the models never
-    differ. Rows are taken to be independent.
-
-    M. W. Fagerland, S. Lydersen, P. Laake (2013), "The McNemar test for binary matched-pairs
-    data: mid-p and asymptotic are better than exact conditional", BMC Med Res Methodol 13:91.
+    A row's confidence is the probability of what it is predicted as. Of equals, the earlier row
+    comes first; fewer come back where fewer are wrong.
     """
-    from scipy.stats import binom
+    wrong = np.flatnonzero(logits.argmax(axis=1) != labels)
+    surprise = -log_softmax(logits[wrong]).max(axis=1, initial=-np.inf)
+    return wrong[np.argsort(surprise, kind="stable")[:n_most]]
 
-    n, fewer = n_only_first + n_only_second, min(n_only_first, n_only_second)
-    if n == 0:
-        return 1.0
-    as_seen = float(binom.pmf(fewer, n, 0.5))
-    if n_only_first == n_only_second:
-        return 1 - as_seen / 2
-    return 2 * float(binom.cdf(fewer, n, 0.5)) - as_seen
+
+def _right(counts: NDArray) -> NDArray:
+    """Return the diagonals (..., k) of confusion matrices (..., k, k)."""
+    return np.diagonal(counts, axis1=-2, axis2=-1)
+
+
+def _share(part: NDArray, whole: NDArray) -> NDArray[np.float64]:
+    """Return part / whole, NaN where the whole is 0."""
+    return np.divide(part, whole, out=np.full(np.shape(whole), np.nan), where=whole > 0)
+
+
+def _mean_of_seen(part: NDArray, whole: NDArray) -> NDArray[np.float64]:
+    """Return the mean over the last axis of the shares of a whole above 0."""
+    seen = whole > 0
+    shares = np.divide(part, whole, out=np.zeros(np.shape(whole)), where=seen)
+    return _share(shares.sum(axis=-1), seen.sum(axis=-1))

@@ -1,9 +1,8 @@
-"""Every formula against enumeration, scikit-learn or SciPy."""
+"""Every formula against scikit-learn or SciPy."""
 
 from __future__ import annotations
 
-from fractions import Fraction
-from math import comb, log
+from math import log
 
 import numpy as np
 import pytest
@@ -12,51 +11,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.special import softmax as scipy_softmax
-from scipy.stats import binomtest
 
 from classify.metrics import (
     accuracy,
     balanced_accuracy,
+    balanced_accuracy_of_counts,
+    brier_score,
+    class_figures,
     confusion_matrix,
     log_loss,
     macro_f1,
-    mcnemar_mid_p,
+    macro_f1_of_counts,
+    missing_classes,
+    most_confident_mistakes,
     softmax,
-    wilson_interval,
 )
 
 finite_logits = arrays(np.float64, (5, 3), elements=st.floats(-50, 50))
 labels_of_three = arrays(np.int64, 5, elements=st.integers(0, 2))
-
-
-@given(n=st.integers(1, 20_000), share=st.floats(0, 1), confidence=st.sampled_from([0.9, 0.95]))
-def test_wilson_interval_equals_scipys(n: int, share: float, confidence: float) -> None:
-    n_right = round(share * n)
-    expected = binomtest(n_right, n).proportion_ci(confidence, method="wilson")
-    assert wilson_interval(n_right, n, confidence) == pytest.approx(tuple(expected), abs=1e-12)
-
-
-@pytest.mark.parametrize(("n_right", "n"), [(1, 0), (0, 0), (-1, 5), (6, 5)])
-def test_wilson_interval_refuses_impossible_counts(n_right: int, n: int) -> None:
-    with pytest.raises(ValueError, match=f"{n_right} right of {n}"):
-        wilson_interval(n_right, n)
-
-
-@given(only_first=st.integers(0, 40), only_second=st.integers(0, 40))
-def test_mcnemar_mid_p_equals_enumeration_of_every_outcome(
-    only_first: int, only_second: int
-) -> None:
-    n = only_first + only_second
-    seen = abs(only_first - only_second)
-    chances = {b: Fraction(comb(n, b), 2**n) for b in range(n + 1)}
-    more_extreme = sum(chance for b, chance in chances.items() if abs(2 * b - n) > seen)
-    as_extreme = sum(chance for b, chance in chances.items() if abs(2 * b - n) == seen)
-    expected = 1.0 if n == 0 else float(more_extreme + as_extreme / 2)
-    assert mcnemar_mid_p(only_first, only_second) == pytest.approx(expected, rel=1e-9)
-
-
-def test_mcnemar_mid_p_does_not_care_which_model_comes_first() -> None:
-    assert mcnemar_mid_p(3, 11) == mcnemar_mid_p(11, 3)
 
 
 @given(logits=finite_logits)
@@ -116,3 +88,58 @@ def test_balanced_accuracy_and_macro_f1_of_no_rows_are_unknown() -> None:
     none = np.empty(0, np.int64)
     assert np.isnan(balanced_accuracy(none, none, 3))
     assert np.isnan(macro_f1(none, none, 3))
+    assert np.isnan(log_loss(none, np.empty((0, 3))))
+    assert np.isnan(brier_score(none, np.empty((0, 3))))
+
+
+@given(counts=arrays(np.int64, (4, 3, 3), elements=st.integers(0, 9)))
+def test_figures_of_many_confusion_matrices_are_those_of_each(counts: np.ndarray) -> None:
+    for figure, of_counts in [
+        (balanced_accuracy, balanced_accuracy_of_counts),
+        (macro_f1, macro_f1_of_counts),
+    ]:
+        expected = []
+        for matrix in counts:
+            labels, predictions = np.repeat(np.indices((3, 3)).reshape(2, 9), matrix.ravel(), 1)
+            expected.append(figure(labels, predictions, 3))
+        np.testing.assert_allclose(of_counts(counts), expected)
+
+
+@given(labels=labels_of_three, logits=finite_logits)
+def test_brier_score_equals_scikit_learns(labels: np.ndarray, logits: np.ndarray) -> None:
+    expected = sklearn.metrics.brier_score_loss(
+        labels, scipy_softmax(logits, axis=1), labels=range(3), scale_by_half=False
+    )
+    assert brier_score(labels, logits) == pytest.approx(expected, abs=1e-12)
+
+
+@given(labels=labels_of_three, predictions=labels_of_three)
+def test_class_figures_equal_scikit_learns(labels: np.ndarray, predictions: np.ndarray) -> None:
+    found = class_figures(labels, predictions, 4)
+    precision, recall, f1, support = sklearn.metrics.precision_recall_fscore_support(
+        labels, predictions, labels=range(4), zero_division=np.nan
+    )
+    np.testing.assert_allclose(found.precision, precision)
+    np.testing.assert_allclose(found.recall, recall)
+    np.testing.assert_allclose(found.f1, f1)
+    np.testing.assert_array_equal(found.support, support)
+    np.testing.assert_array_equal(found.n_predicted, np.bincount(predictions, minlength=4))
+
+
+def test_missing_classes_are_those_without_rows() -> None:
+    assert missing_classes(np.array([3, 1, 1]), 5).tolist() == [0, 2, 4]
+    assert missing_classes(np.empty(0, np.int64), 2).tolist() == [0, 1]
+
+
+@given(labels=labels_of_three, logits=finite_logits, n_most=st.integers(0, 7))
+def test_most_confident_mistakes_are_wrong_rows_by_falling_confidence(
+    labels: np.ndarray, logits: np.ndarray, n_most: int
+) -> None:
+    found = most_confident_mistakes(labels, logits, n_most)
+    confidence = scipy_softmax(logits, axis=1).max(axis=1)
+    wrong = np.flatnonzero(logits.argmax(axis=1) != labels)
+    assert len(found) == min(n_most, len(wrong))
+    assert set(found) <= set(wrong)
+    assert (np.diff(confidence[found]) <= 1e-12).all()
+    if n_most and len(wrong):
+        assert confidence[found[0]] == pytest.approx(confidence[wrong].max())

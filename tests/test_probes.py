@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from probe_data import N_FEATURES, blobs
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -15,19 +16,6 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from classify import probes
 from classify.probes import LogisticRegressionProbe, logistic_path
 from data_cache.errors import DataError, RunError
-
-N_FEATURES = 12
-
-
-def blobs(n_rows: int = 150, seed: int = 0, n_classes: int = 3) -> tuple[np.ndarray, np.ndarray]:
-    """Overlapping classes around points, (n, 12) of very different scales, the last constant."""
-    rng = np.random.default_rng(seed)
-    y = np.arange(n_rows) % n_classes
-    centers = np.random.default_rng(42).normal(size=(n_classes, N_FEATURES))
-    X = centers[y] + rng.normal(scale=1.5, size=(n_rows, N_FEATURES))
-    X *= np.logspace(-3, 3, N_FEATURES)
-    X[:, -1] = 2.5
-    return X.astype(np.float32), y
 
 
 def objective(probe: LogisticRegressionProbe, X: np.ndarray, y: np.ndarray) -> float:
@@ -113,7 +101,7 @@ def test_a_saved_probe_predicts_the_same_and_has_no_pickle_in_it(tmp_path: Path)
         LogisticRegressionProbe.load(tmp_path / "probe.npz").logits(X), probe.logits(X)
     )
     with np.load(tmp_path / "probe.npz", allow_pickle=False) as arrays:
-        assert set(arrays) == {"coef", "intercept", "mean", "scale", "classes"}
+        assert set(arrays) == {"kind", "version", "coef", "intercept", "mean", "scale", "classes"}
         assert all(arrays[name].dtype != object for name in arrays)
 
 

@@ -1,0 +1,79 @@
+"""What linear probes have in common: weights for standardized features, and their file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from classify.estimators import LogitsClassifier
+from classify.probes.arrays import load_arrays, save_arrays
+from data_cache.errors import DataError
+
+_SHAPES = {
+    "classes": ("k",),
+    "coef": ("k", "d"),
+    "intercept": ("k",),
+    "mean": ("d",),
+    "scale": ("d",),
+}
+
+
+class LinearProbe(LogitsClassifier):
+    """Logits W (x - mean) / scale + b.
+
+    Attributes
+    ----------
+    classes_ : (k,) the labels, sorted
+    n_features_in_ : d
+    coef_ : (k, d) float64, W
+    intercept_ : (k,) float64, b
+    mean_, scale_ : (d,) float64, of the features seen in fit; the scale is never 0
+    """
+
+    kind: ClassVar[str]
+    coef_: NDArray[np.float64]
+    intercept_: NDArray[np.float64]
+    mean_: NDArray[np.float64]
+    scale_: NDArray[np.float64]
+
+    def logits(self, X: ArrayLike) -> NDArray[np.float64]:
+        """Return the logits of features (n, d): (n, k) float64; see the base class."""
+        check_is_fitted(self)
+        features = validate_data(self, X, dtype=np.float64, reset=False)
+        return ((features - self.mean_) / self.scale_) @ self.coef_.T + self.intercept_
+
+    def save(self, path: Path) -> None:
+        """Write the arrays classes, coef, intercept, mean and scale to ``path``, an ``.npz``."""
+        check_is_fitted(self)
+        save_arrays(path, self.kind, {name: getattr(self, f"{name}_") for name in _SHAPES})
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read what :meth:`save` wrote; it predicts, and its parameters are the defaults.
+
+        Raises
+        ------
+        RunError
+            The file is no such thing. Nothing in it is ever unpickled.
+        """
+        probe = cls()
+        for name, array in load_arrays(path, cls.kind, _SHAPES).items():
+            setattr(probe, f"{name}_", array)
+        probe.n_features_in_ = len(probe.mean_)
+        return probe
+
+    def keep_scaler(self, scaler: StandardScaler) -> None:
+        """Take over what standardizes features."""
+        self.mean_, self.scale_ = scaler.mean_, scaler.scale_
+        self.n_features_in_ = len(scaler.mean_)
+
+
+def refuse_one_class(y: NDArray) -> None:
+    """Refuse labels from which nothing can be told apart."""
+    if len(np.unique(y)) == 1:
+        raise DataError(f"all {len(y)} rows have one class, {y[0]!r}: expected two or more")

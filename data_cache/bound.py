@@ -70,7 +70,8 @@ def write_bound(path: Path, contents: Contents, stock: Stock, storage: Storage) 
     """
     with whole_file(path) as temporary:
         with create_hdf5(temporary) as file:
-            _write_root(file, contents, storage)
+            write_root(file, contents, "cache")
+            write_storage(file, storage)
             if storage.sharded:
                 write_shard_table(file, path.parent, stock)
             for split in contents.manifest.splits:
@@ -88,11 +89,10 @@ def columns_of(rows: Rows) -> dict[str, NDArray[Any]]:
     return columns if rows.groups is None else columns | {"groups": rows.groups}
 
 
-def _write_root(file: h5py.File, contents: Contents, storage: Storage) -> None:
+def write_root(file: h5py.File, contents: Contents, kind: str) -> None:
     """Write what concerns every split; HDF5 does not keep the order of groups, so it is listed."""
-    write_identity(file, "cache", contents.recipe)
+    write_identity(file, kind, contents.recipe)
     write_provenance(file, contents.provenance)
-    write_storage(file, storage)
     splits = list(contents.manifest.splits)
     file.attrs.create("splits", splits, dtype=h5py.string_dtype())
     classes = encode_texts(contents.manifest.classes)

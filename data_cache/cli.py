@@ -118,27 +118,42 @@ def diff_command(first: Path, second: Path, *, as_json: bool) -> None:
 
 @command("merge")
 @click.argument("caches", type=CACHE, nargs=-1, required=True)
-@click.option("--output", type=CACHE, required=True, help="The cache to write.")
+@click.option(
+    "--output",
+    type=CACHE,
+    help="The cache to write.  [default: CACHE itself, whose finished parts are bound]",
+)
 @click.option("--prefix", is_flag=True, help="Start each id with the name of its cache.")
 @click.option("--sharded", is_flag=True, help="Write an index of shards in place of one file.")
 @overwrite_option
 @json_option
+@click.pass_context
 def merge_command(
-    caches: tuple[Path, ...], output: Path, *, as_json: bool, **choices: bool
+    ctx: click.Context,
+    caches: tuple[Path, ...],
+    output: Path | None,
+    *,
+    as_json: bool,
+    **choices: bool,
 ) -> None:
     """Put CACHES of one recipe together; nothing is extracted.
+
+    Of one CACHE, without --output, the parts that `extract-features --part` made are bound; where
+    they left out images, that ends with 3. A last `extract-features` without --part binds as well.
 
     \b
     Example:
       feature-cache merge birds.h5 mammals.h5 --output animals.h5
+      feature-cache merge photos.h5
     """
     from data_cache.inspection import inspect
-    from data_cache.merge import merge
+    from data_cache.merge import merge_or_bind
     from data_cache.reporting import listing_lines
 
-    merge(caches, output, **choices)
-    found = inspect(output)
+    left_out = merge_or_bind(caches, output, **choices)
+    found = inspect(output or caches[0])
     _print(found, listing_lines([found]), as_json=as_json)
+    ctx.exit(3 if left_out else 0)
 
 
 @command("leaks")

@@ -90,7 +90,7 @@ def import_keras() -> ModuleType:
     if "tensorflow" not in sys.modules:
         atexit.register(gc.freeze)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    with _standard_error_silenced():
+    with standard_error_silenced():
         import tensorflow  # noqa: F401  (Keras imports parts of it lazily, and they log too)
     import keras
 
@@ -98,8 +98,8 @@ def import_keras() -> ModuleType:
 
 
 @contextmanager
-def _standard_error_silenced() -> Iterator[None]:
-    """Send descriptor 2 to the null device while the body runs."""
+def standard_error_silenced() -> Iterator[None]:
+    """Send descriptor 2, where native code writes, to the null device while the body runs."""
     sys.stderr.flush()
     kept = os.dup(2)
     null = os.open(os.devnull, os.O_WRONLY)
@@ -113,9 +113,12 @@ def _standard_error_silenced() -> Iterator[None]:
 
 
 @contextmanager
-def progress(label: str, total: int | None, unit: str = "images") -> Iterator[Advance]:
+def progress(
+    label: str | Callable[[], str], total: int | None, unit: str = "images"
+) -> Iterator[Advance]:
     """Show a bar with the rate and the time left while the body runs; yield its ``advance``.
 
+    A ``label`` that is a function is asked again whenever the bar moves.
     ``total`` is None where it is not known beforehand. On a standard error that is not a terminal
     nothing is shown.
     """
@@ -139,10 +142,11 @@ def progress(label: str, total: int | None, unit: str = "images") -> Iterator[Ad
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(label, total=total, rate="–")
+        words = label if callable(label) else lambda: label
+        task = bar.add_task(words(), total=total, rate="–")
 
         def advance(n: int) -> None:
             speed = bar.tasks[0].finished_speed or bar.tasks[0].speed
-            bar.update(task, advance=n, rate=f"{speed:,.0f}" if speed else "–")
+            bar.update(task, advance=n, description=words(), rate=f"{speed:,.0f}" if speed else "–")
 
         yield advance

@@ -27,8 +27,10 @@
     ├── DataError              (ValueError)        labels or features that cannot be learnt from
     ├── ParameterError         (ValueError)        a parameter out of its range
     ├── RunError               (ValueError)        a run folder that is missing or not whole
+    ├── ModelError             (ValueError)        an exported model, foreign, damaged or unsafe
     ├── TrainingError          (RuntimeError)      training that went wrong (a loss of NaN)
-    └── ExportError            (RuntimeError)      a model that cannot be exported, or disagrees
+    ├── ExportError            (RuntimeError)      a model that cannot be exported, or disagrees
+    └── ClusterError           (RuntimeError)      workers that cannot be had, or that differ
 
 Each is also a builtin kind of error, so both ways of catching work::
 
@@ -39,7 +41,8 @@ Each is also a builtin kind of error, so both ways of catching work::
         raise SystemExit(error.exit_code)
 
 ``exit_code`` is what a command ends with: 2 where the user can mend it by calling differently,
-1 where the machine or the data failed.
+1 where the machine or the data failed. A command may also end without an error and with 3, where
+images were left out, or 4, where a new model was trained and the champion stays in use.
 """
 
 from __future__ import annotations
@@ -161,6 +164,10 @@ class RunError(HeadstartError, ValueError):
     """A run folder that is missing, not whole, or not of this program."""
 
 
+class ModelError(HeadstartError, ValueError):
+    """An exported model that is missing, foreign or damaged, or that might run code."""
+
+
 class TrainingError(HeadstartError, RuntimeError):
     """Training that went wrong in a way that no option mends by itself."""
 
@@ -169,5 +176,11 @@ class TrainingError(HeadstartError, RuntimeError):
 
 class ExportError(HeadstartError, RuntimeError):
     """A model that a format cannot hold, or whose exported file predicts something else."""
+
+    exit_code = 1
+
+
+class ClusterError(HeadstartError, RuntimeError):
+    """A cluster that cannot be reached, or workers that are lost or not like this process."""
 
     exit_code = 1

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from data_cache.bound import BadRow
 from data_cache.cache import FeatureCache
-from data_cache.errors import CacheCorruptError, CacheError, CacheFormatError
+from data_cache.errors import CacheCorruptError, CacheError, CacheFormatError, OutputError
 from data_cache.files import refuse_folder
 from data_cache.hdf5 import naming_damage, open_hdf5
 from data_cache.layout import FORMAT, Storage, parts_folder
@@ -16,6 +17,9 @@ from data_cache.recipe import Provenance, Recipe
 from data_cache.rows import Manifest
 from data_cache.seal import is_sealed
 from data_cache.shards import StoredRows
+
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+"""How a URL starts once it was taken for a path, which has no two slashes side by side."""
 
 
 @dataclass(frozen=True)
@@ -66,11 +70,16 @@ def refuse_other_file(path: Path, *, overwrite: bool) -> None:
     Raises
     ------
     OutputError
-        It is a folder.
+        It is a folder, or a URL.
     CacheFormatError
         It is to be overwritten, and is no cache.
     """
     refuse_folder(path)
+    if _URL.match(str(path)):
+        raise OutputError(
+            f"{path} is a URL: a cache is written in place, by renaming whole files, which needs a "
+            "file system; write it to a path, then copy it"
+        )
     if overwrite and path.exists() and not _is_cache(path):
         raise CacheFormatError(
             f"{path} is not a feature cache: choose another --output, or remove it yourself"

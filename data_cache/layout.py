@@ -22,6 +22,9 @@ UNLABELED = -1
 
 SHARD_PATTERN = "shard-*.h5"
 
+RECORD_PATTERN = "part-*.h5"
+"""What the job of one part of a source leaves beside the shards."""
+
 RESERVED = frozenset({"classes", "bad_images", "shards"})
 """Names at the root that no split can have."""
 

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from data_cache.digests import as_keys
+from data_cache.digests import KeyIndex, as_keys
 from data_cache.errors import CacheError
 from data_cache.layout import RESERVED
 from data_cache.rows import BadImage, Manifest, Rows
+
+_SPLIT_ORDER = ("train", "val", "test")
+
+
+def in_split_order(names: Iterable[str]) -> list[str]:
+    """Return the names of splits in the order of every cache: train, val, test, any others."""
+    present = set(names)
+    return [*(s for s in _SPLIT_ORDER if s in present), *sorted(present - set(_SPLIT_ORDER))]
 
 
 def check_manifest(manifest: Manifest) -> None:
@@ -32,9 +40,11 @@ def _check_rows(split: str, rows: Rows, n_classes: int) -> None:
         )
     if rows.labels.ndim != 1:
         raise CacheError(f"{split}: labels of shape {rows.labels.shape}; one a row is supported")
-    names, counts = np.unique(rows.ids, return_counts=True)
-    if len(names) < n_ids:
-        twice = names[counts > 1][0].decode(errors="replace")
+    first = KeyIndex(rows.ids).first
+    if len(first) < n_ids:
+        again = np.ones(n_ids, bool)
+        again[first] = False
+        twice = rows.ids[again.argmax()].decode(errors="replace")
         raise CacheError(f"{split}: two rows have the id {twice}; every row needs its own")
     if n_labels and not 0 <= rows.labels.min() <= rows.labels.max() < n_classes:
         raise CacheError(
@@ -97,4 +107,6 @@ def relabel(rows: Rows, names: tuple[str, ...], classes: tuple[str, ...]) -> Row
 def all_keys(manifest: Manifest) -> NDArray[np.bytes_]:
     """Return the contents of every split, one after the other."""
     contents = [rows.content for rows in manifest.splits.values()]
+    if len(contents) == 1:
+        return as_keys(contents[0])
     return as_keys(np.concatenate([np.empty((0, 32), np.uint8), *contents]))

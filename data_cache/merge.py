@@ -1,4 +1,4 @@
-"""Put several caches of one recipe together into one; nothing is extracted."""
+"""Put several caches of one recipe, or the parts of one cache, together; nothing is extracted."""
 
 from __future__ import annotations
 
@@ -10,17 +10,46 @@ from pathlib import Path
 
 import numpy as np
 
+from data_cache.bad_images import write_bad_images
 from data_cache.bound import BadRow
 from data_cache.cache import FeatureCache
 from data_cache.console import warn
 from data_cache.digests import KeyIndex, as_keys
 from data_cache.errors import CacheError, RecipeMismatchError
 from data_cache.files import refuse_existing
+from data_cache.layout import parts_folder
 from data_cache.leaks import LeakReport, exact_duplicates
-from data_cache.manifests import concatenate, relabel
+from data_cache.manifests import concatenate, relabel, without
+from data_cache.part_records import join_records, read_records
 from data_cache.recipe import Provenance
 from data_cache.rows import BadImage, Manifest, Rows
 from data_cache.update import CacheUpdate, UpdateOptions
+
+
+def merge_or_bind(
+    paths: Sequence[Path],
+    output: Path | None,
+    *,
+    prefix: bool = False,
+    overwrite: bool = False,
+    sharded: bool = False,
+) -> tuple[BadImage, ...]:
+    """Merge caches into ``output`` or, without one, bind the parts of the only cache.
+
+    Return the images that the parts left out.
+
+    Raises
+    ------
+    CacheError
+        Several caches, or ``prefix``, and no ``output``; else as :func:`merge` and
+        :func:`bind_parts`.
+    """
+    if output is not None:
+        merge(paths, output, prefix=prefix, overwrite=overwrite, sharded=sharded)
+        return ()
+    if len(paths) > 1 or prefix:
+        raise CacheError("say with --output where to write the cache that they are merged into")
+    return bind_parts(paths[0], overwrite=overwrite, sharded=sharded)
 
 
 def merge(
@@ -66,6 +95,45 @@ def merge(
                 bad_images |= dict.fromkeys(row.image for row in bad_rows)
             update.bind(manifest, list(bad_images))
     return manifest
+
+
+def bind_parts(
+    path: Path, *, overwrite: bool = False, sharded: bool = False
+) -> tuple[BadImage, ...]:
+    """Bind the parts of the cache at ``path``; return the images that they left out.
+
+    The result is that of one run over the whole source. A cache that has all of it stays untouched.
+
+    Raises
+    ------
+    CacheError
+        Parts have not finished, or were not cut from the same list of images.
+    RecipeMismatchError
+        Parts, or the cache that is there, were made by different recipes.
+    CacheLockedError
+        Another process is writing the cache.
+    """
+    records = read_records(parts_folder(path))
+    if path.exists() and not parts_folder(path).exists():
+        with FeatureCache.open(path) as cache:
+            return tuple(row.image for row in cache.bad_rows())
+    whole = join_records(path, records)
+    bad_images = tuple(row.image for row in whole.bad_rows)
+    sharded = sharded or any(record.storage.sharded for record in records)
+    options = UpdateOptions(sharded=sharded or None)
+    with CacheUpdate.begin(
+        path, whole.recipe, whole.provenance, overwrite=overwrite, options=options
+    ) as update:
+        plan = update.plan(without(whole.manifest, bad_images))
+        if plan.n_missing:
+            raise CacheError(
+                f"{path}: {plan.n_missing:,} images of its parts have no features: run the parts "
+                "again, which redoes nothing that is finished"
+            )
+        update.lend((), whole.bad_rows)
+        write_bad_images(path, bad_images)
+        update.bind(whole.manifest, bad_images)
+    return bad_images
 
 
 def _check_recipes(caches: Sequence[FeatureCache]) -> None:

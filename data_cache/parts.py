@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from data_cache.checking import check_whole
+from data_cache.checking import Checking, check_whole
 from data_cache.digests import Content, KeyIndex, as_keys
 from data_cache.errors import CacheError, RecipeMismatchError
 from data_cache.files import TEMPORARY_MARK
 from data_cache.layout import SHARD_PATTERN, Storage, parts_folder
 from data_cache.recipe import Recipe
-from data_cache.shards import Shard, read_shard, write_shard
+from data_cache.shards import Shard, StoredRows, read_shard, write_shard
+
+_N_LOOKS = 40
+_LOOK_SECONDS = 0.25
 
 
 class Parts:
@@ -31,9 +37,12 @@ class Parts:
         self.shards: list[Shard] = []
         self.foreign: list[Shard] = []
         self._recipe = recipe
+        self._known: set[Path] = set()
 
-    def find(self, dtype: str | None) -> None:
+    def find(self, dtype: str | None, check: Checking = "once") -> None:
         """Take in every finished shard; those of features not stored as ``dtype`` are foreign.
+
+        Where others write at the same time, ``check`` is ``never``: see :meth:`check`.
 
         Raises
         ------
@@ -41,11 +50,28 @@ class Parts:
             A shard is not what was written.
         """
         paths = sorted(self.folder.glob(SHARD_PATTERN))
-        check_whole(paths, "once")
+        check_whole(paths, check)
         for path in paths:
-            shard = read_shard(path, "never")
+            try:
+                shard = read_shard(path, "never")
+            except FileNotFoundError:  # bound and dropped by another since it was listed
+                continue
             is_ours = shard.recipe == self._recipe and dtype in {None, shard.storage.dtype}
             (self.shards if is_ours else self.foreign).append(shard)
+
+    def check(self, keys: NDArray[np.bytes_]) -> None:
+        """Check the shards that hold any of ``keys``, and forget the others.
+
+        Raises
+        ------
+        CacheCorruptError
+            A shard is not what was written.
+        """
+        index = KeyIndex(keys)
+        self.shards = [
+            shard for shard in self.shards if (index.find(as_keys(shard.stored.content)) >= 0).any()
+        ]
+        check_whole([shard.stored.path for shard in self.shards], "once")
 
     def refuse_foreign(self) -> None:
         """Raise :class:`RecipeMismatchError` if a shard was made by another recipe."""
@@ -54,10 +80,43 @@ class Parts:
 
     def write(self, content: Content, features: NDArray[np.float32], storage: Storage) -> None:
         """Write one more shard of features (n, d)."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        shard = write_shard(self.folder, self._recipe, content, features, storage)
-        if shard.stored.path not in {one.stored.path for one in self.shards}:
+        self._add(write_shard(self.folder, self._recipe, content, features, storage))
+
+    def share(self, stores: Iterable[StoredRows]) -> None:
+        """Take over the shards' rows from another who holds the same, so that there is one copy."""
+        self.shards = [
+            replace(shard, stored=stored) for shard, stored in zip(self.shards, stores, strict=True)
+        ]
+
+    def _add(self, shard: Shard) -> None:
+        """Take a shard in, once."""
+        if len(self._known) != len(self.shards):
+            self._known = {one.stored.path for one in self.shards}
+        if shard.stored.path not in self._known:
+            self._known.add(shard.stored.path)
             self.shards.append(shard)
+
+    def adopt(self, name: str, digest: str) -> None:
+        """Take in a shard that another process wrote and checked, by the digest of its seal.
+
+        On a network's file system it may take a while to be seen.
+
+        Raises
+        ------
+        CacheError
+            It does not come, or is another.
+        """
+        path = self.folder / name
+        for _ in range(_N_LOOKS):
+            if path.exists():
+                break
+            time.sleep(_LOOK_SECONDS)
+        if not path.exists() or (shard := read_shard(path, "never")).digest != digest:
+            raise CacheError(
+                f"{path}, which a worker wrote, is {'another' if path.exists() else 'not'} here: "
+                "the cache must lie on a file system that all workers share"
+            )
+        self._add(shard)
 
     def dtype(self) -> str | None:
         """Return the type in which the shards store features, None where there are none.
@@ -83,10 +142,11 @@ class Parts:
         Those in ``keep`` stay in any case, and otherwise foreign ones, and those with rows that
         nothing else holds.
         """
-        index = KeyIndex(bound)
-        for shard in [*self.shards, *(self.foreign if everything else ())]:
-            held = everything or bool((index.find(as_keys(shard.stored.content)) >= 0).all())
-            if held and shard.stored.path not in keep:
+        shards = [*self.shards, *(self.foreign if everything else ())]
+        doubtful = [shard for shard in shards if shard.stored.path not in keep]
+        index = KeyIndex(bound if doubtful and not everything else bound[:0])
+        for shard in doubtful:
+            if everything or (index.find(as_keys(shard.stored.content)) >= 0).all():
                 shard.stored.path.unlink(missing_ok=True)
         if self.folder.is_dir() and not any(self.folder.iterdir()):
             self.folder.rmdir()

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_cache.bound import BadRow
-from data_cache.digests import as_keys
+from data_cache.digests import KeyIndex, as_keys
 from data_cache.manifests import all_keys
 from data_cache.rows import BadImage, Manifest
 from data_cache.stock import Stock
@@ -104,12 +104,13 @@ def missing_rows(
     """Return, for each split, where a content without features appears for the first time."""
     keys = all_keys(manifest)
     first = np.zeros(len(keys), bool)
-    first[np.unique(keys, return_index=True)[1]] = True
+    first[KeyIndex(keys).first] = True
     bad = np.array([row.content for row in bad_rows], "S32")
     missing, start = {}, 0
     for split, rows in manifest.splits.items():
         here = first[start : start + len(rows)] & ~stock.has(rows.content)
-        here &= ~np.isin(as_keys(rows.content), bad)
+        if len(bad):
+            here &= ~np.isin(as_keys(rows.content), bad)
         missing[split] = np.flatnonzero(here).astype(np.int64)
         start += len(rows)
     return missing
@@ -118,6 +119,8 @@ def missing_rows(
 def find_known_bad(manifest: Manifest, bad_rows: Sequence[BadRow]) -> tuple[BadRow, ...]:
     """Return the rows whose content an earlier run could not decode, with its reason."""
     images = {row.content: row.image for row in bad_rows if any(row.content)}
+    if not images:
+        return ()
     found = []
     for split, rows in manifest.splits.items():
         for at in np.flatnonzero(np.isin(as_keys(rows.content), np.array([*images], "S32"))):

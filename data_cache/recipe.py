@@ -24,10 +24,12 @@ class Recipe:
     backbone : name in the registry of backbones, such as ``mobilenet_v2``
     weights_digest : SHA-256 (64 hex digits) of the backbone's weights in canonical order
     feature_layer : the layer whose output is kept; ``avg_pool`` is the global average pooling
-        of the last feature map
+        of the last feature map, any other name the whole output of that layer, flattened in C
+        order; names with ``+`` between them give one output after another
     image_size : side of the square input, in pixels
     resize_mode : how an image becomes square: ``stretch``, ``crop`` or ``pad``
-    decoding : name, version and options of the decoder, such as ``rgb8/1 alpha=white``
+    decoding : name, version and options of the decoder, such as ``rgb8/1 alpha=white``;
+        behind it the random view, if it is one, such as ``augment/1 seed=0 view=3``
     preprocessing : name and version of the pixel scaling, such as ``mobilenet_v2/1``
     numeric_class : engines whose results agree with the reference within 1e-4 share one class,
         ``float32``
@@ -63,7 +65,8 @@ class Provenance:
 
     ``weights`` says in words which weights were used, ``weights_sha256`` is the SHA-256 of their
     file (empty where there is none), ``created`` is the time in ISO 8601, UTC, ``versions`` maps
-    package names to versions, ``backbone_parameters`` counts the backbone's weights (0: unknown).
+    package names to versions, ``backbone_parameters`` counts the backbone's weights (0: unknown),
+    ``weights_path`` is where the weights' file was, a hint that is never trusted (empty: no file).
     """
 
     source: str
@@ -73,6 +76,7 @@ class Provenance:
     created: str
     versions: Mapping[str, str] = field(default_factory=dict)
     backbone_parameters: int = 0
+    weights_path: str = ""
 
 
 def _brief(value: object) -> str:

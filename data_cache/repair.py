@@ -18,7 +18,7 @@ from data_cache.errors import (
     CacheNotFoundError,
     HeadstartError,
 )
-from data_cache.layout import SHARD_PATTERN, parts_folder
+from data_cache.layout import RECORD_PATTERN, SHARD_PATTERN, parts_folder
 from data_cache.locking import locked, writing
 from data_cache.manifests import concatenate
 from data_cache.proof import runs
@@ -36,7 +36,7 @@ class Repair:
 
     Attributes
     ----------
-    dropped_shards : shards that were damaged, and are gone
+    dropped_shards : shards, and records of parts, that were damaged, and are gone
     n_kept, n_dropped : rows of the bound file that are proven, and that are not there any more
     set_aside : where the bound file is now if nothing of it could be proven
     was_rewritten : whether the bound file was damaged, and written again
@@ -71,7 +71,8 @@ def repair(path: Path) -> Repair:
     CacheFullError
         There is no room for the mended file beside the damaged one.
     """
-    shards = sorted(parts_folder(path).glob(SHARD_PATTERN))
+    folder = parts_folder(path)
+    shards = sorted(folder.glob(SHARD_PATTERN))
     if not path.exists() and not shards:
         raise CacheNotFoundError(f"{path} does not exist: make it with `extract-features`")
     if path.exists():
@@ -79,6 +80,7 @@ def repair(path: Path) -> Repair:
     with locked(path), writing(path, path.stat().st_size if path.exists() else 0):
         damaged = {shard for shard in shards if not _is_sound_shard(shard)}
         mended = _repair_bound(path, damaged) if path.exists() else Repair()
+        damaged |= {record for record in folder.glob(RECORD_PATTERN) if not _is_sealed(record)}
         for shard in damaged:
             shard.unlink()
     return replace(mended, dropped_shards=tuple(sorted(damaged)))

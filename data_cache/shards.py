@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from data_cache.checking import Checking, check_whole
 from data_cache.digests import Content, block_digests, shard_context
+from data_cache.errors import OutputError
 from data_cache.files import whole_file, write_all
 from data_cache.hdf5 import naming_damage, open_hdf5, read_slice, write_column
 from data_cache.identity import check_format, read_recipe, write_identity
@@ -66,15 +67,30 @@ def write_shard(
     features: NDArray[np.float32],
     storage: Storage,
 ) -> Shard:
-    """Write a whole shard of features (n, d) and return it; one already there is kept."""
+    """Write a whole shard of features (n, d) and return it; one already there is kept.
+
+    Others may write the same cache at the same time. One who binds it clears what is unfinished,
+    and perhaps the folder: then the shard is written once more.
+    """
     path = folder / shard_name(recipe, content)
     if path.exists():
         return read_shard(path)
     digest, image = _shard_bytes(recipe, content, features, storage)
-    with whole_file(path) as temporary, temporary.open("wb", buffering=0) as stream:
-        write_all(stream, image)
+    _write_again_if_cleared(path, image)
     stored = StoredRows(path, "features", content, np.arange(len(content)), features.shape[1])
     return Shard(stored, recipe, storage, digest)
+
+
+def _write_again_if_cleared(path: Path, image: memoryview, n_attempts: int = 5) -> None:
+    """Write a whole file; try again if another process removed it while it was unfinished."""
+    try:
+        with whole_file(path) as temporary, temporary.open("wb", buffering=0) as stream:
+            write_all(stream, image)
+    except (FileNotFoundError, OutputError) as error:
+        was_cleared = isinstance(error.__cause__ or error, FileNotFoundError)
+        if not was_cleared or n_attempts == 1:
+            raise
+        _write_again_if_cleared(path, image, n_attempts - 1)
 
 
 def shard_name(recipe: Recipe, content: Content) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +32,16 @@ class Stock:
         self._starts = np.cumsum([0, *(len(store.content) for store in stores)])
         self._rows = np.concatenate([np.empty(0, np.int64), *(store.rows for store in stores)])
         contents = [np.empty((0, 32), np.uint8), *(store.content for store in stores)]
-        self._index = KeyIndex(as_keys(np.concatenate(contents)))
+        self._content = np.concatenate(contents)
+        self._index = KeyIndex(as_keys(self._content))
+
+    def stores(self) -> Iterator[StoredRows]:
+        """Yield what the stock was made from, without a copy of what the stock holds itself."""
+        for (path, dataset), start, stop in zip(
+            self.places, self._starts, self._starts[1:], strict=False
+        ):
+            part = slice(int(start), int(stop))
+            yield StoredRows(path, dataset, self._content[part], self._rows[part], self.n_features)
 
     def has(self, content: Content) -> NDArray[np.bool_]:
         """Return which of the contents ((m, 32) uint8) have a finished row, as (m,) bool."""

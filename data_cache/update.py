@@ -18,13 +18,22 @@ from numpy.typing import NDArray
 
 from data_cache.bound import BadRow, Contents, write_bound
 from data_cache.digests import Content, KeyIndex, as_keys
-from data_cache.errors import CacheError, CacheFullError
+from data_cache.errors import CacheError, CacheFullError, ParameterError
 from data_cache.existing import Existing, read_existing, refuse_other_file
 from data_cache.files import TEMPORARY_MARK
 from data_cache.join import Joined, join
 from data_cache.layout import DIGEST_BYTES, Storage
 from data_cache.locking import locked, writing
 from data_cache.manifests import all_keys, check_manifest, same_manifest, without
+from data_cache.part import Part, PartListing
+from data_cache.part_records import (
+    PartRecord,
+    drop_records,
+    read_record,
+    read_records,
+    record_path,
+    write_record,
+)
 from data_cache.parts import Parts
 from data_cache.pending import PendingRows
 from data_cache.plan import Plan, find_known_bad, missing_rows
@@ -48,6 +57,14 @@ class UpdateOptions:
         None keeps the way of what is there
     shard_rows, shard_seconds : a shard is finished at so many rows, or after so long
     wait_seconds : how long to wait for another writer before refusing
+    part : only this part of the source is at hand. Such an update takes no lock, for any number of
+        parts may be written at once, and binds nothing; see :meth:`CacheUpdate.record`
+    plan_only : nothing is to be written at all, so no lock is taken
+
+    Raises
+    ------
+    ParameterError
+        A part is to ``prune`` or to ``append``, which concern the whole.
     """
 
     prune: bool = False
@@ -59,6 +76,20 @@ class UpdateOptions:
     shard_rows: int = 4096
     shard_seconds: float = 15.0
     wait_seconds: float = 0.0
+    part: Part | None = None
+    plan_only: bool = False
+
+    def __post_init__(self) -> None:
+        if self.part is not None and (self.prune or self.append):
+            raise ParameterError(
+                f"part {self.part}: --prune and --append concern the whole source: give them to "
+                "the last extract-features, without --part, which binds the parts"
+            )
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether others may write the cache at the same time."""
+        return self.part is not None or self.plan_only
 
     def storage(self, found: Storage) -> Storage:
         """Return how to keep features: as asked for, else as they are kept already."""
@@ -88,10 +119,12 @@ class CacheUpdate:
         self._overwrite = False
         self._resources = ExitStack()
         self._existing: Existing | None = None
+        self._records: list[PartRecord] = []
         self._lent: list[StoredRows] = []
         self._lent_bad: dict[BadImage, bytes] = {}
         self._planned: Manifest | None = None
         self._pending = PendingRows()
+        self._in_shards: Stock | None = None
 
     @classmethod
     def begin(
@@ -157,9 +190,16 @@ class CacheUpdate:
         self._resources.close()
 
     @property
+    def storage(self) -> Storage:
+        """How features are kept: as asked for, else as they are kept already."""
+        return self._storage
+
+    @property
     def previous_provenance(self) -> Provenance | None:
         """Where the rows that are there already came from; None where there are none."""
-        return self._existing.provenance if self._existing else None
+        if self._existing:
+            return self._existing.provenance
+        return next((record.contents.provenance for record in self._records), None)
 
     def plan(self, manifest: Manifest, unreadable: Sequence[BadImage] = ()) -> Plan:
         """Return what is missing for this manifest, and why.
@@ -172,6 +212,8 @@ class CacheUpdate:
             The manifest contradicts itself, or cannot be appended to what is there.
         """
         check_manifest(manifest)
+        if self.options.is_shared:
+            self.parts.check(all_keys(manifest))
         self._planned = manifest
         bad = () if self.options.retry_bad else find_known_bad(manifest, self._old_bad_rows())
         left_out = [*unreadable, *(row.image for row in bad)]
@@ -187,10 +229,10 @@ class CacheUpdate:
             n_changed=joined.n_changed,
             n_relabeled=joined.n_relabeled,
             n_finished=self._n_finished(manifest),
-            n_gone=joined.n_gone,
+            n_gone=0 if self.options.part else joined.n_gone,
             known_bad=tuple(row.image for row in bad),
             prune=self.options.prune,
-            is_up_to_date=nothing_missing and self._holds(joined.manifest, all_bad),
+            is_up_to_date=nothing_missing and self._says(joined, all_bad),
         )
 
     def with_copies(self, bad_images: Sequence[BadImage]) -> tuple[BadImage, ...]:
@@ -224,6 +266,16 @@ class CacheUpdate:
             self._write_shard()
         if self._pending.age() > self.options.shard_seconds:
             self.checkpoint()
+
+    def adopt(self, name: str, digest: str) -> None:
+        """Take in a whole shard that another process wrote into the folder of shards.
+
+        Raises
+        ------
+        CacheError
+            It is not there, or its seal has another ``digest``.
+        """
+        self.parts.adopt(name, digest)
 
     def checkpoint(self) -> None:
         """Make every row that was appended so far durable, in shards of bounded size."""
@@ -261,6 +313,28 @@ class CacheUpdate:
                 self._write(contents, stock)
         self._drop_shards(joined)
 
+    def record(
+        self, listing: PartListing, manifest: Manifest, bad_images: Sequence[BadImage] = ()
+    ) -> None:
+        """Leave what is to be known of a part for the one who binds all parts.
+
+        Nothing is written where the bound cache has all of it already, or the same record is
+        there.
+
+        Raises
+        ------
+        CacheFullError
+            There is no room for it.
+        """
+        self.checkpoint()
+        bad_rows = self._bad_rows(manifest, bad_images)
+        if self._says(self._join(manifest, bad_images), bad_rows):
+            return
+        contents = Contents(manifest, bad_rows, self.recipe, self._new_provenance())
+        n_bytes = sum(rows.ids.nbytes + rows.content.nbytes for rows in manifest.splits.values())
+        with writing(self.path, n_bytes):
+            write_record(self.parts.folder, PartRecord(listing, contents, self._storage))
+
     def _write_shard(self) -> None:
         """Write the rows that have waited longest, as many as a shard takes."""
         content, features = self._pending.first(self.options.shard_rows)
@@ -270,18 +344,32 @@ class CacheUpdate:
 
     def _take_over(self, *, overwrite: bool) -> None:
         """Take the lock, clear what a killed run left, and find what is finished."""
-        self._resources.enter_context(locked(self.path, self.options.wait_seconds))
+        if not self.options.is_shared:
+            self._resources.enter_context(locked(self.path, self.options.wait_seconds))
+            self._clear_unfinished()
+        if self.path.exists() and not overwrite:
+            self._existing = read_existing(self.path, self.recipe)
+        dtype = self.options.storage(Storage()).dtype if overwrite else None
+        self.parts.find(dtype, "never" if self.options.is_shared else "once")
+        if self._existing is None and not overwrite:
+            self.parts.refuse_foreign()
+        self._storage = self._agreed_storage()
+        self._records = [one for one in self._found_records() if one.contents.recipe == self.recipe]
+        self._overwrite = overwrite
+
+    def _clear_unfinished(self) -> None:
+        """Remove what killed runs left under temporary names."""
         for stray in self.path.parent.iterdir():
             if stray.name.startswith(f".{self.path.name}{TEMPORARY_MARK}"):
                 stray.unlink(missing_ok=True)
         self.parts.clear_unfinished()
-        if self.path.exists() and not overwrite:
-            self._existing = read_existing(self.path, self.recipe)
-        self.parts.find(self.options.storage(Storage()).dtype if overwrite else None)
-        if self._existing is None and not overwrite:
-            self.parts.refuse_foreign()
-        self._storage = self._agreed_storage()
-        self._overwrite = overwrite
+
+    def _found_records(self) -> list[PartRecord]:
+        """Return the records of parts: of all, or of the one that this is an update of."""
+        if self.options.part is None:
+            return read_records(self.parts.folder)
+        path = record_path(self.parts.folder, self.options.part)
+        return [read_record(path)] if path.exists() else []
 
     def _agreed_storage(self) -> Storage:
         """Return how to store features: as asked, which must keep the precision that is there."""
@@ -309,12 +397,22 @@ class CacheUpdate:
 
     def _stock(self) -> Stock:
         """Return every finished row: of the shards, of the bound cache, and those lent."""
-        shards = [shard.stored for shard in self.parts.shards]
-        return Stock([*shards, *self._bound_stores(), *self._lent])
+        others = [*self._bound_stores(), *self._lent]
+        if not others:
+            return self._stock_of_shards()
+        return Stock([*(shard.stored for shard in self.parts.shards), *others])
+
+    def _stock_of_shards(self) -> Stock:
+        """Return every row of the shards; made anew only where shards were added."""
+        stores = [shard.stored for shard in self.parts.shards]
+        if self._in_shards is None or len(self._in_shards.places) != len(stores):
+            self._in_shards = Stock(stores)
+            self.parts.share(self._in_shards.stores())
+        return self._in_shards
 
     def _n_finished(self, manifest: Manifest) -> int:
         """Count the rows of a manifest whose features are in shards and not in the cache."""
-        shards = Stock([shard.stored for shard in self.parts.shards])
+        shards = self._stock_of_shards()
         bound = KeyIndex(all_keys(self._existing.manifest if self._existing else Manifest((), {})))
         contents = [rows.content for rows in manifest.splits.values()]
         return sum(
@@ -323,7 +421,8 @@ class CacheUpdate:
 
     def _old_bad_rows(self) -> tuple[BadRow, ...]:
         """Return the images that an earlier run could not decode."""
-        return self._existing.bad_rows if self._existing else ()
+        recorded = (row for record in self._records for row in record.contents.bad_rows)
+        return (*(self._existing.bad_rows if self._existing else ()), *recorded)
 
     def _bad_rows(self, manifest: Manifest, images: Sequence[BadImage]) -> tuple[BadRow, ...]:
         """Return the images that are left out, with their contents where those are known."""
@@ -334,7 +433,16 @@ class CacheUpdate:
         )
         if not self.options.append:
             return found
-        return (*(row for row in self._old_bad_rows() if row.image not in images), *found)
+        old = self._existing.bad_rows if self._existing else ()
+        return (*(row for row in old if row.image not in images), *found)
+
+    def _says(self, joined: Joined, bad_rows: Sequence[BadRow]) -> bool:
+        """Return whether all of a manifest is told already; of a part, that the whole has it."""
+        if self.options.part is None:
+            return self._holds(joined.manifest, bad_rows)
+        news = (joined.n_new, joined.n_moved, joined.n_changed, joined.n_relabeled)
+        old = self._existing
+        return old is not None and not any(news) and set(bad_rows) <= set(old.bad_rows)
 
     def _holds(self, manifest: Manifest, bad_rows: Sequence[BadRow]) -> bool:
         """Return whether the bound cache says just this, stored as it should be."""
@@ -357,7 +465,10 @@ class CacheUpdate:
         """Write the bound file; for sharded storage every row is brought into a shard first."""
         if self._storage.sharded:
             self._shard_rest(contents.manifest, stock)
-            stock = Stock([shard.stored for shard in self._shards_in_use(contents.manifest)])
+            used = self._shards_in_use(contents.manifest)
+            stock = self._stock_of_shards()
+            if len(used) < len(stock.places):
+                stock = Stock([shard.stored for shard in used])
         write_bound(self.path, contents, stock, self._storage)
 
     def _n_bytes(self, manifest: Manifest, n_features: int) -> int:
@@ -373,7 +484,7 @@ class CacheUpdate:
 
     def _shard_rest(self, manifest: Manifest, stock: Stock) -> None:
         """Copy into shards the rows of a manifest that lie elsewhere in the stock."""
-        in_shards = Stock([shard.stored for shard in self.parts.shards])
+        in_shards = self._stock_of_shards()
         for split, rows in missing_rows(manifest, in_shards, ()).items():
             for start in range(0, len(rows), self.options.shard_rows):
                 batch = rows[start : start + self.options.shard_rows]
@@ -382,19 +493,18 @@ class CacheUpdate:
 
     def _shards_in_use(self, manifest: Manifest) -> list[Shard]:
         """Return the shards that hold the rows of a manifest."""
-        stock = Stock([shard.stored for shard in self.parts.shards])
-        used = {
-            int(shard)
-            for rows in manifest.splits.values()
-            for shard in np.unique(stock.locate(rows.content)[0])
-        }
-        return [self.parts.shards[shard] for shard in sorted(used)]
+        stock = self._stock_of_shards()
+        n_used = np.zeros(len(stock.places), np.int64)
+        for rows in manifest.splits.values():
+            n_used += np.bincount(stock.locate(rows.content)[0], minlength=len(n_used))
+        return [self.parts.shards[shard] for shard in np.flatnonzero(n_used)]
 
     def _drop_shards(self, manifest: Manifest) -> None:
         """Remove the shards that are not needed any more, and the folder if none is left."""
         used = self._shards_in_use(manifest) if self._storage.sharded else []
         keep = frozenset(shard.stored.path for shard in used)
         everything = self.options.prune or self._overwrite
+        drop_records(self.parts.folder, all_keys(manifest), everything=everything)
         self.parts.drop(all_keys(manifest), keep=keep, everything=everything)
 
 

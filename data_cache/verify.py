@@ -20,7 +20,7 @@ from data_cache.errors import (
 )
 from data_cache.hdf5 import naming_damage, open_hdf5
 from data_cache.identity import check_format
-from data_cache.layout import SHARD_PATTERN, parts_folder
+from data_cache.layout import RECORD_PATTERN, SHARD_PATTERN, parts_folder
 from data_cache.proof import runs
 from data_cache.seal import check_seal, is_sealed
 from data_cache.shards import read_shard
@@ -56,7 +56,7 @@ class Verification:
 
 
 def verify(path: Path, advance: Callable[[int], None] = lambda _n: None) -> Verification:
-    """Read every byte of a cache, of its shards, and of shards that are not bound yet.
+    """Read every byte of a cache, of its shards, and of shards and parts that are not bound yet.
 
     ``advance`` is called with the number of bytes of each file that has been read.
 
@@ -68,17 +68,18 @@ def verify(path: Path, advance: Callable[[int], None] = lambda _n: None) -> Veri
         The file is no cache, or of another version: there is nothing to hold it against.
     """
     files = _files(path)
+    shards = set(parts_folder(path).glob(SHARD_PATTERN))
     if path.exists():
         refuse_foreign(path)
     faults: list[Fault] = []
     for file in files:
-        faults += _file_faults(file, is_shard=file != path)
+        faults += _file_faults(file, is_shard=file in shards)
         advance(file.stat().st_size)
     n_rows = 0
     if path.exists():
         found, n_rows = _bound_faults(path, {fault.path for fault in faults})
         faults += found
-    return Verification(tuple(faults), n_rows, len(set(files) - {path}), size_of(path))
+    return Verification(tuple(faults), n_rows, len(shards), size_of(path))
 
 
 def refuse_foreign(path: Path) -> None:
@@ -113,8 +114,9 @@ def size_of(path: Path) -> int:
 
 
 def _files(path: Path) -> list[Path]:
-    """Return every file of a cache: its shards, then the bound one."""
-    files = sorted(parts_folder(path).glob(SHARD_PATTERN))
+    """Return every file of a cache: its shards, the records of its parts, then the bound one."""
+    folder = parts_folder(path)
+    files = [*sorted(folder.glob(SHARD_PATTERN)), *sorted(folder.glob(RECORD_PATTERN))]
     files += [path] if path.exists() else []
     if not files:
         raise CacheNotFoundError(f"{path} does not exist: make it with `extract-features`")

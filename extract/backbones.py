@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType
@@ -22,6 +22,9 @@ from extract.assets import RemoteFile
 from extract.layouts import Layout, model_layout, stored_layout
 from extract.onnx_backbone import PREFIX, OnnxBackbone, open_onnx_backbone
 from extract.preprocess import SCALINGS, PixelScaling
+
+POOLED = "avg_pool"
+"""The feature layer of every backbone unless told otherwise: its own, pooled output."""
 
 KERAS_WEIGHTS_URL = "https://storage.googleapis.com/tensorflow/keras-applications/"
 
@@ -35,13 +38,13 @@ class Backbone:
     name : what a user calls it
     constructor : its function in ``keras.applications``, or any function of the same arguments
     scaling : how pixels in [0, 255] become its input; equals its ``preprocess_input``
-    n_features : width of a feature row
+    n_features : width of the pooled output
     native_size : side of the images that it was trained on, in pixels
     min_size : the smallest side that it takes
     sized_weights : for each image size with a weights file of its own, that file; sizes that are
         not listed use the file of the native size
     options : further arguments for the constructor
-    feature_layer : the layer whose output is a feature row
+    feature_layer : the layer whose output is a feature row; see :mod:`extract.feature_layers`
     """
 
     name: str
@@ -52,7 +55,7 @@ class Backbone:
     min_size: int = 32
     sized_weights: Mapping[int, RemoteFile] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
-    feature_layer: str = "avg_pool"
+    feature_layer: str = POOLED
 
     def check_size(self, image_size: int) -> None:
         """Raise :class:`BackboneError` for an image size that the backbone cannot take."""
@@ -67,10 +70,11 @@ class Backbone:
         return self.sized_weights.get(image_size) or self.sized_weights[self.native_size]
 
     def build(self, image_size: int, dtype_policy: str = "float32") -> Any:
-        """Build the Keras model: (n, S, S, 3) scaled pixels to (n, n_features); frozen.
+        """Build the whole Keras model: (n, S, S, 3) scaled pixels to (n, n_features); frozen.
 
         The weights are Keras's random ones until :func:`extract.weights.set_weights` is called.
-        ``dtype_policy`` may be ``mixed_float16`` on a GPU.
+        ``dtype_policy`` may be ``mixed_float16`` on a GPU. The feature layer plays no part:
+        :func:`extract.feature_layers.load_feature_model` ends the model there.
         """
         self.check_size(image_size)
         keras = import_keras()
@@ -93,19 +97,28 @@ class Backbone:
         return stored_layout(self.name) or model_layout(self.build(self.native_size))
 
 
-def open_backbone(text: str, preprocess: Path | None = None) -> Backbone | OnnxBackbone:
+def open_backbone(
+    text: str, preprocess: Path | None = None, layer: str = POOLED
+) -> Backbone | OnnxBackbone:
     """Return the backbone that the user means: a name of the registry, or ``onnx:FILE``.
 
-    ``preprocess`` is the JSON file that says how pixels are scaled for an ONNX file.
+    ``preprocess`` is the JSON file that says how pixels are scaled for an ONNX file. ``layer`` is
+    the feature layer; whether there is such a layer shows when the backbone is loaded.
 
     Raises
     ------
     BackboneError
-        There is no such backbone or file, ``preprocess`` is missing, wrong or not needed.
+        There is no such backbone or file, ``preprocess`` is missing, wrong or not needed, or
+        ``layer`` is given for an ONNX file.
     """
     if text.startswith(PREFIX):
+        if layer != POOLED:
+            raise BackboneError(
+                f"{text} has outputs, not layers: leave --layer out, and name the output in the "
+                "file given by --preprocess"
+            )
         return open_onnx_backbone(Path(text.removeprefix(PREFIX)), preprocess)
-    backbone = get_backbone(text)
+    backbone = replace(get_backbone(text), feature_layer=layer)
     if preprocess is not None:
         raise BackboneError(f"{text} has preprocessing of its own: leave --preprocess out")
     return backbone

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from data_cache.console import Command, together
+from data_cache.errors import ParameterError
 
 if TYPE_CHECKING:
+    from data_cache.part import Part
     from extract.extraction import ExtractionOptions, ExtractionReport
 
 _Options = TypeVar("_Options")
@@ -73,7 +75,7 @@ engine_options = together(
     click.option("--mixed-precision", is_flag=True, help="float16 on a GPU (engine keras)."),
 )
 
-source_options = together(
+listing_options = together(
     click.option(
         "--format",
         type=click.Choice(
@@ -95,7 +97,6 @@ source_options = together(
         type=PROPER_FRACTION,
         help="Share of a source without splits that becomes `test`.  [default: 0.2]",
     ),
-    click.option("--seed", type=int, default=0, show_default=True, help="Of splits and draws."),
     click.option(
         "--group-duplicates",
         is_flag=True,
@@ -109,6 +110,26 @@ source_options = together(
     click.option(
         "--rehash", is_flag=True, help="Read every file anew, even if it looks unchanged."
     ),
+)
+"""What SOURCE is, and which of its images are used."""
+
+source_options = together(
+    listing_options,
+    click.option("--seed", type=int, default=0, show_default=True, help="Of splits and draws."),
+)
+
+decode_options = together(
+    click.option(
+        "--tolerate-truncated", is_flag=True, help="Decode images that break off as far as they go."
+    ),
+    click.option(
+        "--background",
+        type=click.Choice(["white", "black"]),
+        default="white",
+        show_default=True,
+        help="Behind transparent parts.",
+    ),
+    click.option("--white-level", type=float, help="White in gray images of more than 8 bits."),
 )
 
 image_options = together(
@@ -124,17 +145,7 @@ image_options = together(
         "--max-bad", type=FRACTION, default=0.01, show_default=True, help="Share, for skip."
     ),
     click.option("--retry-bad", is_flag=True, help="Try again what could not be decoded before."),
-    click.option(
-        "--tolerate-truncated", is_flag=True, help="Decode images that break off as far as they go."
-    ),
-    click.option(
-        "--background",
-        type=click.Choice(["white", "black"]),
-        default="white",
-        show_default=True,
-        help="Behind transparent parts.",
-    ),
-    click.option("--white-level", type=float, help="White in gray images of more than 8 bits."),
+    decode_options,
 )
 
 update_options = together(
@@ -167,16 +178,60 @@ update_options = together(
 )
 
 
+def _parse_part(_ctx: click.Context, _param: click.Parameter, text: str | None) -> Part | None:
+    """Return the part that the user means."""
+    if text is None:
+        return None
+    from data_cache.part import Part
+
+    try:
+        return Part.parse(text)
+    except ParameterError as error:
+        raise click.BadParameter(str(error)) from error
+
+
+scale_options = together(
+    click.option(
+        "--part",
+        callback=_parse_part,
+        metavar="K/N",
+        help="Extract only the K-th of N parts of SOURCE. Any number of such jobs may run side by "
+        "side, on any machines that share OUTPUT; `feature-cache merge OUTPUT`, or this command "
+        "without --part, binds them. What part an image is in follows from its path alone.",
+    ),
+    click.option(
+        "--cluster",
+        metavar="tcp://HOST:8786|local:N",
+        help="Extract on the workers of a Dask cluster, or on N worker processes here. SOURCE and "
+        "OUTPUT must lie where all workers see them.",
+    ),
+)
+
+
 @click.command(cls=Command)
 @click.argument("source")
 @click.option(
     "--output", type=click.Path(path_type=Path), required=True, help="The cache, an HDF5 file."
 )
 @backbone_options
+@click.option(
+    "--layer",
+    default="avg_pool",
+    show_default=True,
+    metavar="NAME[+NAME...]",
+    help="The layer of the backbone whose output is kept, flattened; several one after another.",
+)
 @source_options
 @image_options
 @engine_options
 @update_options
+@scale_options
+@click.option(
+    "--plan",
+    is_flag=True,
+    help="Print how many images, shards, bytes and about how much time it would take; start and "
+    "write nothing.",
+)
 @click.option("--profile", is_flag=True, help="Show where the time went.")
 @click.pass_context
 def extract_features(ctx: click.Context, source: str, output: Path, **choices: Any) -> None:
@@ -190,17 +245,25 @@ def extract_features(ctx: click.Context, source: str, output: Path, **choices: A
     Example:
       extract-features fashion_mnist --output fashion.h5 --train-limit 4000 --test-limit 3000
       extract-features photos/ --output photos.h5
+      extract-features photos/ --output photos.h5 --part 3/64
+      extract-features photos/ --output photos.h5 --cluster local:4
+      extract-features photos/ --output photos_block_14.h5 --layer block_14_add
     """
+    from extract.estimate import estimate
     from extract.extraction import extract_features as extract
     from extract.sources import SourceOptions, open_source
 
-    opened = open_source(source, _pick(SourceOptions, choices))
-    report = extract(opened, output, _extraction_options(choices))
+    options = _extraction_options(choices)
+    opened = open_source(source, pick(SourceOptions, choices))
+    if choices["plan"]:
+        click.echo("\n".join(estimate(opened, output, options).lines()))
+        return
+    report = extract(opened, output, options)
     _show(report, output, with_profile=choices["profile"])
     ctx.exit(report.exit_code)
 
 
-def _pick(kind: type[_Options], choices: dict[str, Any], **more: Any) -> _Options:
+def pick(kind: type[_Options], choices: dict[str, Any], **more: Any) -> _Options:
     """Make a dataclass of options from those of the command's that have its fields' names."""
     names = {one.name for one in fields(kind)}  # type: ignore[arg-type]
     return kind(**{name: value for name, value in choices.items() if name in names}, **more)
@@ -212,11 +275,11 @@ def _extraction_options(choices: dict[str, Any]) -> ExtractionOptions:
     from extract.decode import DecodeOptions
     from extract.extraction import ExtractionOptions
 
-    return _pick(
+    return pick(
         ExtractionOptions,
         choices,
-        decoding=_pick(DecodeOptions, choices),
-        update=_pick(UpdateOptions, choices),
+        decoding=pick(DecodeOptions, choices),
+        update=pick(UpdateOptions, choices),
     )
 
 

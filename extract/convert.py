@@ -10,7 +10,8 @@ convolutions and fuses activations and additions when it loads it. Conversion ne
                                          float32: what Keras, the reference, makes of that batch
 
 The key digests all that determines the features: the backbone's name, the image size and the
-weights in canonical order, with the version of this converter. It holds no paths and no times.
+weights in canonical order, the feature layer where that is not the pooled output, with the version
+of this converter. It holds no paths and no times.
 
 Trust comes from the probe. Whenever an engine is started from a folder, converted just now or
 kept for a year, it runs the probe batch and must agree with the reference's features within
@@ -42,10 +43,11 @@ from data_cache.console import import_keras
 from data_cache.errors import EngineError
 from data_cache.files import whole_folder
 from data_cache.stat_index import memory_folder
-from extract.backbones import Backbone
+from extract.backbones import POOLED, Backbone
+from extract.feature_layers import load_feature_model
 from extract.layouts import leaf_layers, weighted_layers
 from extract.preprocess import LARGEST_PIXEL, PixelScaling
-from extract.weights import Weights, set_weights
+from extract.weights import Weights
 
 CONVERTER_VERSION = 1
 """A change of what is converted, or how, is a change of the version."""
@@ -88,6 +90,8 @@ class Converted:
 def kept_folder(backbone: Backbone, weights: Weights, image_size: int) -> Converted:
     """Return the folder that holds, or would hold, a backbone's conversion."""
     identity = f"{CONVERTER_VERSION} {backbone.name} {image_size} {weights.digest}"
+    if backbone.feature_layer != POOLED:
+        identity += f" {backbone.feature_layer}"
     key = hashlib.sha256(identity.encode()).hexdigest()[:16]
     return Converted(memory_folder() / "converted" / f"{backbone.name}-{image_size}-{key}")
 
@@ -99,14 +103,15 @@ def convert(backbone: Backbone, weights: Weights, image_size: int) -> Converted:
     ------
     EngineError
         The converter is not installed, or cannot convert this backbone.
+    BackboneError
+        The backbone has no such feature layer.
     """
     missing = [name for name in _NEEDED_TO_CONVERT if importlib.util.find_spec(name) is None]
     if missing:
         raise EngineError(
             f"converting to ONNX needs {' and '.join(missing)}: pip install '.[fast]'"
         )
-    model = backbone.build(image_size)
-    set_weights(model, weights)
+    model = load_feature_model(backbone, weights, image_size)
     batch = probe_batch(backbone.scaling, image_size)
     with quiet():
         features = np.asarray(model(batch, training=False), np.float32)

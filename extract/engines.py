@@ -20,9 +20,10 @@ from data_cache.console import import_keras, say, warn
 from data_cache.errors import EngineError
 from extract.backbones import Backbone
 from extract.convert import TOLERANCE, Converted, convert, kept_folder, relative_error
+from extract.feature_layers import load_feature_model
 from extract.onnx_backbone import OnnxBackbone
 from extract.onnx_engines import Batch, OnnxEngine, OnnxFileEngine, expect_onnxruntime
-from extract.weights import Weights, set_weights
+from extract.weights import Weights
 
 ENGINES = ("auto", "keras", "onnx")
 
@@ -65,6 +66,8 @@ class KerasEngine:
         ------
         EngineError
             ``mixed_precision`` without a GPU.
+        BackboneError
+            The backbone has no such feature layer.
         """
         if mixed_precision and not has_gpu():
             raise EngineError("mixed precision needs a GPU, and TensorFlow sees none: leave it out")
@@ -72,10 +75,9 @@ class KerasEngine:
         import tensorflow as tf
 
         policy = "mixed_float16" if mixed_precision else "float32"
-        model: Any = backbone.build(image_size, policy)
-        set_weights(model, weights)
+        model: Any = load_feature_model(backbone, weights, image_size, policy)
         self.name = "keras mixed_float16" if mixed_precision else "keras"
-        self.n_features = backbone.n_features
+        self.n_features = int(model.output_shape[-1])
         self.n_concurrent = 1
         self._forward = tf.function(
             lambda batch: keras.ops.cast(model(batch, training=False), "float32"),
@@ -106,6 +108,8 @@ def choose_engine(
     EngineError
         An unknown name, ``onnx`` asked for without ONNX Runtime, or mixed precision that no GPU
         can serve.
+    BackboneError
+        The backbone has no such feature layer.
     """
     if name not in ENGINES:
         raise EngineError(f"unknown engine {name!r}: there are {', '.join(ENGINES)}")

@@ -6,28 +6,30 @@ shard; at the end the cache is bound. A run that finds nothing missing loads no 
 
 from __future__ import annotations
 
-import csv
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
-from data_cache.console import progress, say
+from data_cache.bad_images import write_bad_images
+from data_cache.connecting import n_local_workers
+from data_cache.console import progress, say, warn
 from data_cache.errors import BadImagesError
-from data_cache.files import whole_file
 from data_cache.leaks import LeakReport, exact_duplicates
 from data_cache.plan import Plan
-from data_cache.recipe import Provenance
+from data_cache.recipe import Provenance, Recipe
 from data_cache.rows import BadImage
 from data_cache.update import CacheUpdate, UpdateOptions
-from extract.backbones import Backbone, open_backbone
+from extract.augment import View
+from extract.backbones import POOLED, Backbone, open_backbone
 from extract.datasets import DATASETS
 from extract.decode import DecodeOptions
 from extract.extractor import FLOAT32, MIXED_PRECISION, Extractor, make_extractor
-from extract.pipeline import Pipeline, Profile
+from extract.pipeline import Pipeline, Position, Profile
 from extract.preprocess import Preprocessing, ResizeMode
 from extract.sources import Source
 from extract.weights import find_weights
@@ -40,6 +42,7 @@ BUILT_IN_IMAGE_SIZE = 96
 EXIT_SOME_LEFT_OUT = 3
 """What ``extract-features`` ends with when images were left out and ``fail-late`` holds."""
 
+_FLOAT32_BYTES = 4
 _RECORDED_PACKAGES = ("headstart", "tensorflow", "keras", "onnxruntime", "numpy", "h5py", "pillow")
 
 
@@ -51,6 +54,7 @@ class ExtractionOptions:
     ----------
     backbone, weights : see :mod:`extract.backbones` and :mod:`extract.weights`
     preprocess : the JSON file that says how pixels are scaled for an ONNX file of the user's own
+    layer : the feature layer; see :mod:`extract.feature_layers`
     image_size : side of the backbone's input, in pixels; None is 96 for the built-in sets, else
         the backbone's native size
     resize_mode : how an image becomes square
@@ -61,11 +65,19 @@ class ExtractionOptions:
         stops at the first
     max_bad : share of all rows, 0 to 1
     overwrite : replace a cache that another recipe made
+    view : extract this random view of each image instead of the image
+    cluster : ``tcp://host:8786`` or ``local:N``, see :mod:`extract.cluster`; None for this process
+
+    Raises
+    ------
+    ParameterError
+        ``cluster`` is no such text.
     """
 
     backbone: str = "mobilenet_v2"
     weights: str = "imagenet"
     preprocess: Path | None = None
+    layer: str = POOLED
     image_size: int | None = None
     resize_mode: ResizeMode = "stretch"
     engine: str = "auto"
@@ -74,8 +86,14 @@ class ExtractionOptions:
     on_bad_image: OnBadImage = "fail-late"
     max_bad: float = 0.01
     overwrite: bool = False
+    cluster: str | None = None
+    view: View | None = None
     decoding: DecodeOptions = field(default_factory=DecodeOptions)
     update: UpdateOptions = field(default_factory=UpdateOptions)
+
+    def __post_init__(self) -> None:
+        if self.cluster is not None:
+            n_local_workers(self.cluster)
 
 
 @dataclass(frozen=True)
@@ -101,12 +119,82 @@ class ExtractionReport:
 
 
 @dataclass(frozen=True)
-class _Job:
+class Step:
+    """A piece of work that is done: how many images it had, and which of them are bad."""
+
+    n_images: int
+    bad_images: tuple[BadImage, ...]
+
+
+class Runner(Protocol):
+    """What takes images through a backbone: the threads of this process, or a cluster.
+
+    Attributes
+    ----------
+    engine : what runs the backbone; goes into the provenance
+    n_features : width of a feature row
+    profile : core-seconds in each stage
+    """
+
+    engine: str
+    n_features: int
+    profile: Profile
+
+    def label(self) -> str:
+        """Return what the progress bar says, as things are now."""
+
+    def run(self, positions: Iterator[Position], update: CacheUpdate) -> Iterator[Step]:
+        """Extract the images at ``positions`` into the update; yield every step."""
+
+
+class LocalRunner:
+    """The threads of this process; see :class:`Runner`."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self._pipeline = pipeline
+        self.engine = pipeline.engine.name
+        self.n_features = pipeline.engine.n_features
+        self.profile = pipeline.profile
+
+    def label(self) -> str:
+        """Return what the progress bar says."""
+        return "extracting"
+
+    def run(self, positions: Iterator[Position], update: CacheUpdate) -> Iterator[Step]:
+        """Extract the images at ``positions`` into the update; yield every step."""
+        for chunk in self._pipeline.run(positions):
+            with self.profile.stage("write"):
+                update.append(chunk.content, chunk.features)
+            yield Step(len(chunk), chunk.bad_images)
+
+
+@dataclass
+class _Work:
+    """What extracting the missing images came to; start-up is before ``started``."""
+
+    profile: Profile = field(default_factory=Profile)
+    bad_images: list[BadImage] = field(default_factory=list)
+    started: float = field(default_factory=time.perf_counter)
+
+
+@dataclass(frozen=True)
+class Job:
     """A source with everything that is decided about it."""
 
     source: Source
     extractor: Extractor
     options: ExtractionOptions
+
+    @contextmanager
+    def start(self, update: CacheUpdate, n_missing: int) -> Iterator[Runner]:
+        """Load the backbone, here or on the workers of a cluster."""
+        if self.options.cluster is None:
+            yield LocalRunner(self.pipeline())
+            return
+        from extract.cluster.runner import started
+
+        with started(self, self.options.cluster, update, n_missing) as runner:
+            yield runner
 
     def pipeline(self) -> Pipeline:
         """Load the backbone and put the stages together."""
@@ -116,6 +204,8 @@ class _Job:
             self.extractor.preprocessing,
             self.extractor.start_engine(self.options.engine),
             self.options.batch_size,
+            runs_ahead=True,
+            view=self.extractor.view,
         )
 
     def provenance(self, engine: str) -> Provenance:
@@ -129,11 +219,15 @@ class _Job:
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             versions=_versions(),
             backbone_parameters=weights.n_parameters,
+            weights_path=str(weights.path.resolve()) if weights.path else "",
         )
 
 
 def extract_features(source: Source, output: Path, options: ExtractionOptions) -> ExtractionReport:
     """Bring the cache at ``output`` up to date with ``source``.
+
+    Of a source that is a part of another (see :class:`data_cache.part.Part`), only the shards are
+    made, and a record for the one who binds all parts.
 
     Raises
     ------
@@ -146,41 +240,35 @@ def extract_features(source: Source, output: Path, options: ExtractionOptions) -
     CacheError
         The cache cannot be read or written.
     """
-    job = _decide(source, options)
-    recipe, provenance = job.extractor.recipe, job.provenance("")
+    job = decide(source, options)
+    part = source.part.part if source.part else None
     with CacheUpdate.begin(
-        output, recipe, provenance, overwrite=options.overwrite, options=options.update
+        output,
+        job.extractor.recipe,
+        job.provenance(""),
+        overwrite=options.overwrite,
+        options=replace(options.update, part=part),
     ) as update:
         plan = update.plan(source.manifest, source.unreadable)
         say(plan.summary())
-        pipeline = job.pipeline() if plan.n_missing else None
-        update.provenance = job.provenance(_engine_name(pipeline, update))
-        profile = pipeline.profile if pipeline else Profile()
-        started = time.perf_counter()
-        fresh = _extract_missing(pipeline, plan, update, options) if pipeline else ()
-        bad_images = (*source.unreadable, *plan.known_bad, *update.with_copies(fresh))
-        _write_bad_images(output, bad_images)
-        _check_bad_share(bad_images, len(source.manifest), options)
-        with profile.stage("write"):
-            update.bind(source.manifest, bad_images)
+        work = _extract_missing(job, plan, update)
+        bad_images = (*source.unreadable, *plan.known_bad, *update.with_copies(work.bad_images))
+        with work.profile.stage("write"):
+            _finish(job, output, update, bad_images)
+    n_failed = len(work.bad_images)
     return ExtractionReport(
-        outcome=plan.outcome(n_failed=len(fresh)),
-        n_extracted=plan.n_missing - len(fresh),
+        outcome=(f"part {part}: " if part else "") + plan.outcome(n_failed),
+        n_extracted=plan.n_missing - n_failed,
         bad_images=bad_images,
-        seconds=time.perf_counter() - started,
-        profile=dict(profile.seconds),
+        seconds=time.perf_counter() - work.started,
+        profile=dict(work.profile.seconds),
         exit_code=EXIT_SOME_LEFT_OUT if bad_images and options.on_bad_image != "skip" else 0,
     )
 
 
-def bad_images_file(cache: Path) -> Path:
-    """Return where the images that are left out of a cache are listed."""
-    return cache.with_name(cache.name + ".bad_images.csv")
-
-
-def _decide(source: Source, options: ExtractionOptions) -> _Job:
+def decide(source: Source, options: ExtractionOptions) -> Job:
     """Find the backbone and its weights, settle the image size, and say so."""
-    backbone = open_backbone(options.backbone, options.preprocess)
+    backbone = open_backbone(options.backbone, options.preprocess, options.layer)
     is_small = source.name in DATASETS and isinstance(backbone, Backbone)
     default = BUILT_IN_IMAGE_SIZE if is_small else backbone.native_size
     image_size = options.image_size or default
@@ -190,12 +278,13 @@ def _decide(source: Source, options: ExtractionOptions) -> _Job:
         Preprocessing(backbone.scaling, image_size, options.resize_mode),
         options.decoding,
         numeric_class=MIXED_PRECISION if options.mixed_precision else FLOAT32,
+        view=options.view,
     )
     for note in (*source.notes, *_words_on_copies(source)):
         say(note)
     weights = extractor.weights.description
     say(f"backbone: {backbone.name} at {image_size} pixels; weights: {weights}")
-    return _Job(source, extractor, options)
+    return Job(source, extractor, options)
 
 
 def _words_on_copies(source: Source) -> list[str]:
@@ -204,37 +293,66 @@ def _words_on_copies(source: Source) -> list[str]:
     return LeakReport(copies, ()).copies_in_words()
 
 
-def _extract_missing(
-    pipeline: Pipeline, plan: Plan, update: CacheUpdate, options: ExtractionOptions
-) -> tuple[BadImage, ...]:
-    """Extract what is missing into the cache; return the images that are bad."""
-    bad_images: list[BadImage] = []
-    with progress("extracting", plan.n_missing) as advance:
-        for part in pipeline.run(plan.positions()):
-            with pipeline.profile.stage("write"):
-                update.append(part.content, part.features)
-            bad_images.extend(part.bad_images)
-            if bad_images and options.on_bad_image == "fail":
-                raise BadImagesError(
-                    f"{bad_images[0].id}: {bad_images[0].reason}; what was extracted so far is "
-                    "kept, and --on-bad-image skip leaves bad images out"
-                )
-            advance(len(part))
-    return tuple(bad_images)
+def _warn_of_size(n_features: int, recipe: Recipe, n_rows: int) -> None:
+    """Warn where a row holds more numbers than the image that it is made from."""
+    n_inputs = 3 * recipe.image_size**2
+    if n_features > n_inputs:
+        gigabytes = n_features * n_rows * _FLOAT32_BYTES / 1e9
+        warn(
+            f"layer {recipe.feature_layer} gives {n_features:,} numbers an image, more than the "
+            f"{n_inputs:,} that go into the backbone: {gigabytes:,.2g} GB for {n_rows:,} images; "
+            "a deeper layer gives fewer"
+        )
 
 
-def _engine_name(pipeline: Pipeline | None, update: CacheUpdate) -> str:
-    """Return what made the rows: the engine that runs now, else the one that ran before."""
-    if pipeline is not None:
-        return pipeline.engine.name
+def _extract_missing(job: Job, plan: Plan, update: CacheUpdate) -> _Work:
+    """Extract what is missing into the cache."""
     previous = update.previous_provenance
-    return previous.engine if previous else ""
+    update.provenance = job.provenance(previous.engine if previous else "")
+    if not plan.n_missing:
+        return _Work()
+    with job.start(update, plan.n_missing) as runner:
+        update.provenance = job.provenance(runner.engine)
+        _warn_of_size(runner.n_features, job.extractor.recipe, len(job.source.manifest))
+        work = _Work(profile=runner.profile)
+        with progress(runner.label, plan.n_missing) as advance:
+            for step in runner.run(plan.positions(), update):
+                work.bad_images.extend(step.bad_images)
+                _check_first(work.bad_images, job.options)
+                advance(step.n_images)
+    return work
+
+
+def _check_first(bad_images: Sequence[BadImage], options: ExtractionOptions) -> None:
+    """Raise :class:`BadImagesError` at the first bad image if the user wants that."""
+    if bad_images and options.on_bad_image == "fail":
+        raise BadImagesError(
+            f"{bad_images[0].id}: {bad_images[0].reason}; what was extracted so far is "
+            "kept, and --on-bad-image skip leaves bad images out"
+        )
+
+
+def _finish(job: Job, output: Path, update: CacheUpdate, bad_images: tuple[BadImage, ...]) -> None:
+    """Bind the cache, or leave a record of the part."""
+    source = job.source
+    if source.part:
+        _check_bad_share(bad_images, len(source.manifest), job.options)
+        update.record(source.part, source.manifest, bad_images)
+        return
+    write_bad_images(output, bad_images)
+    _check_bad_share(bad_images, len(source.manifest), job.options)
+    if bad_images and len(bad_images) >= len(source.manifest):
+        raise BadImagesError(
+            f"not one of {len(source.manifest):,} images could be read (first: "
+            f"{bad_images[0].id}: {bad_images[0].reason}): the cache was not written"
+        )
+    update.bind(source.manifest, bad_images)
 
 
 def _check_bad_share(
     bad_images: tuple[BadImage, ...], n_rows: int, options: ExtractionOptions
 ) -> None:
-    """Raise :class:`BadImagesError` if more are bad than ``skip`` allows, or all are."""
+    """Raise :class:`BadImagesError` if more are bad than ``skip`` allows."""
     share = len(bad_images) / max(n_rows, 1)
     if options.on_bad_image == "skip" and share > options.max_bad:
         raise BadImagesError(
@@ -242,26 +360,6 @@ def _check_bad_share(
             f"{options.max_bad:.1%} (first: {bad_images[0].id}: {bad_images[0].reason}): mend or "
             "remove them, or allow more; what was extracted is kept"
         )
-    if bad_images and len(bad_images) >= n_rows:
-        raise BadImagesError(
-            f"not one of {n_rows:,} images could be read (first: {bad_images[0].id}: "
-            f"{bad_images[0].reason}): the cache was not written"
-        )
-
-
-def _write_bad_images(cache: Path, bad_images: tuple[BadImage, ...]) -> None:
-    """List the images that are left out beside the cache; no list where there are none."""
-    path = bad_images_file(cache)
-    if not bad_images:
-        path.unlink(missing_ok=True)
-        return
-    with (
-        whole_file(path) as temporary,
-        temporary.open("w", newline="", encoding="utf-8") as stream,
-    ):
-        rows = csv.writer(stream)
-        rows.writerow(("split", "path", "reason"))
-        rows.writerows((image.split, image.id, image.reason) for image in bad_images)
 
 
 def _versions() -> dict[str, str]:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from data_cache.errors import RecipeMismatchError, WeightsError
 from data_cache.recipe import Recipe
+from extract.augment import AUGMENTER, View
 from extract.backbones import Backbone, open_backbone
 from extract.decode import DecodeOptions
 from extract.engines import Engine, choose_engine
@@ -40,13 +41,14 @@ class WeightsChoice:
 
 @dataclass(frozen=True)
 class Extractor:
-    """Everything that makes features of one recipe."""
+    """Everything that makes features of one recipe; ``view`` is None for the images themselves."""
 
     recipe: Recipe
     backbone: Backbone | OnnxBackbone
     weights: Weights
     preprocessing: Preprocessing
     decoding: DecodeOptions
+    view: View | None = None
 
     def start_engine(self, name: str = "auto") -> Engine:
         """Load the backbone; see :func:`extract.engines.choose_engine`."""
@@ -66,6 +68,7 @@ def make_extractor(
     decoding: DecodeOptions,
     *,
     numeric_class: str = FLOAT32,
+    view: View | None = None,
 ) -> Extractor:
     """Put together what makes features, and the recipe that it amounts to."""
     recipe = Recipe(
@@ -73,12 +76,12 @@ def make_extractor(
         weights_digest=weights.digest,
         image_size=preprocessing.image_size,
         preprocessing=preprocessing.identity,
-        decoding=decoding.identity,
+        decoding=f"{decoding.identity} {view.identity}" if view else decoding.identity,
         resize_mode=preprocessing.resize_mode,
         feature_layer=backbone.feature_layer,
         numeric_class=numeric_class,
     )
-    return Extractor(recipe, backbone, weights, preprocessing, decoding)
+    return Extractor(recipe, backbone, weights, preprocessing, decoding, view)
 
 
 def open_extractor(recipe: Recipe, choice: WeightsChoice | None = None) -> Extractor:
@@ -111,6 +114,11 @@ def open_extractor(recipe: Recipe, choice: WeightsChoice | None = None) -> Extra
 
 def _decoding(recipe: Recipe) -> DecodeOptions:
     """Return the recipe's decoding, after the steps that are nothing but names were checked."""
+    if AUGMENTER.partition("/")[0] in str(recipe.decoding):
+        raise RecipeMismatchError(
+            f"the features are of random views ({recipe.decoding}): what learned from them cannot "
+            "be given others; train on the features of the images themselves"
+        )
     try:
         _check_names(recipe)
         return DecodeOptions.from_identity(recipe.decoding)
@@ -126,14 +134,15 @@ def _check_names(recipe: Recipe) -> None:
         raise ValueError(f"numeric class {recipe.numeric_class!r}, expected {FLOAT32}")
     if type(recipe.image_size) is not int or recipe.image_size < 1:
         raise ValueError(f"image size {recipe.image_size!r}, expected a whole number of pixels")
-    if type(recipe.backbone) is not str:
-        raise ValueError(f"backbone {recipe.backbone!r}, expected a name")
+    for what, name in (("backbone", recipe.backbone), ("feature layer", recipe.feature_layer)):
+        if type(name) is not str:
+            raise ValueError(f"{what} {name!r}, expected a name")
 
 
 def _backbone(recipe: Recipe, choice: WeightsChoice) -> Backbone | OnnxBackbone:
     """Open the recipe's backbone."""
     if recipe.backbone != OnnxBackbone.name:
-        return open_backbone(recipe.backbone, choice.preprocess)
+        return open_backbone(recipe.backbone, choice.preprocess, recipe.feature_layer)
     if choice.weights == IMAGENET:
         raise WeightsError(
             "the features come from an ONNX file: name it with --weights FILE, and its JSON file "

@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from data_cache.cores import n_cores
 from data_cache.errors import BadImageError, ImageUnavailableError
 from data_cache.rows import BadImage
+from extract.augment import View
 from extract.decode import DecodeOptions, decode
 from extract.engines import Engine
 from extract.preprocess import Pixels, Preprocessing, preprocess
@@ -156,6 +157,8 @@ class Pipeline:
     known : finds features that were extracted before; such images are read, but not decoded
     runs_ahead : finish chunks before they are taken, up to 16 MiB of features; else only a few, for
         a source that holds the images under way
+    view : the random view of each image that is extracted instead of the image
+    sizes : what has been measured of batch sizes by earlier runs; None starts anew
     """
 
     source: Images
@@ -167,6 +170,8 @@ class Pipeline:
     profile: Profile = field(default_factory=Profile)
     known: Known | None = None
     runs_ahead: bool = False
+    sizes: BatchSizes | None = None
+    view: View | None = None
 
     def run(self, positions: Iterator[Position]) -> Iterator[Extracted]:
         """Yield the finished chunks of the images at ``positions``, in order.
@@ -174,7 +179,7 @@ class Pipeline:
         Closing the iterator, or an exception such as Ctrl-C, waits for the chunks under way and
         drops those that have not begun.
         """
-        sizes = BatchSizes(self.batch_size)
+        sizes = self.sizes or BatchSizes(self.batch_size)
         turns = threading.Semaphore(self.engine.n_concurrent)
         waiting: deque[Future[Extracted]] = deque()
         with ThreadPoolExecutor(self.n_workers, "extract") as pool:
@@ -201,7 +206,7 @@ class Pipeline:
         self, chunk: Sequence[Position], sizes: BatchSizes, turns: threading.Semaphore
     ) -> Extracted:
         """Take a chunk through all stages."""
-        batch = _Batch(len(chunk), self.preprocessing, self.profile)
+        batch = ScaledBatch(len(chunk), self.preprocessing, self.profile)
         contents: list[bytes] = []
         known: list[NDArray[np.float32] | None] = []
         bad_images: list[BadImage] = []
@@ -211,7 +216,7 @@ class Pipeline:
                 raw, content = self._read(position)
                 row = self.known(content) if self.known else None
                 if row is None:
-                    batch.add(self._decode(raw))
+                    batch.add(self._decode(raw, content))
                 contents.append(content)
                 known.append(row)
             except BadImageError as error:
@@ -233,10 +238,11 @@ class Pipeline:
             raise ImageUnavailableError("it was changed after it was listed: run again")
         return raw, content
 
-    def _decode(self, raw: Raw) -> Pixels:
+    def _decode(self, raw: Raw, content: bytes) -> Pixels:
         """Decode one image."""
         with self.profile.stage("decode"):
-            return decode(raw, self.decoding)
+            pixels = decode(raw, self.decoding)
+            return self.view.of(pixels, content) if self.view else pixels
 
     def _forward(self, batch: NDArray[np.float32], sizes: BatchSizes) -> NDArray[np.float32]:
         """Run the engine, and note how long it took."""
@@ -266,20 +272,22 @@ def _merge(
     return np.stack([next(rows) if row is None else row for row in known])
 
 
-class _Batch:
-    """The scaled images of a chunk; small ones of one shape are scaled together, at half the cost.
+class ScaledBatch:
+    """Up to ``size`` scaled images; small ones of one shape are scaled together, at half the cost.
 
     Large ones are scaled at once, so that only one is held decoded; so are floating-point ones,
     which scaling may refuse, each for itself.
     """
 
-    def __init__(self, size: int, preprocessing: Preprocessing, profile: Profile) -> None:
+    def __init__(
+        self, size: int, preprocessing: Preprocessing, profile: Profile | None = None
+    ) -> None:
         side = preprocessing.image_size
         self._images = np.empty((size, side, side, 3), np.float32)
         self._n_scaled = 0
         self._waiting: list[NDArray[Any]] = []
         self._preprocessing = preprocessing
-        self._profile = profile
+        self._profile = profile or Profile()
 
     def add(self, pixels: Pixels) -> None:
         """Take a decoded image; raise :class:`BadImageError` if its values are out of range."""

@@ -11,11 +11,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from data_cache.cache import FeatureCache
 from data_cache.layout import Storage
+from data_cache.manifests import same_manifest
 from data_cache.plan import Plan
 from data_cache.recipe import Provenance, Recipe
 from data_cache.rows import BadImage, Manifest, Rows
 from data_cache.update import CacheUpdate, UpdateOptions
+from data_cache.verify import verify
 
 RECIPE = Recipe(
     backbone="mobilenet_v2",
@@ -133,3 +136,20 @@ def update_cache(
                 update.append(batch, fake_engine(batch))
         update.bind(manifest, (*plan.known_bad, *bad_images))
     return plan
+
+
+def assert_same_cache(found_path: Path, expected_path: Path) -> None:
+    """See that two caches hold the same, and that every byte of the first is as it was written.
+
+    Ids, labels, their order, contents, classes and what was left out are equal; features lie within
+    1e-5 of the largest.
+    """
+    assert verify(found_path).faults == ()
+    with FeatureCache.open(found_path) as found, FeatureCache.open(expected_path) as expected:
+        assert found.recipe == expected.recipe
+        assert same_manifest(found.manifest(), expected.manifest())
+        assert set(found.bad_rows()) == set(expected.bad_rows())
+        for split in expected.split_names:
+            features = expected.features(split)
+            largest = float(np.abs(features).max())
+            np.testing.assert_allclose(found.features(split), features, atol=1e-5 * largest, rtol=0)

@@ -43,6 +43,7 @@ PROVENANCE_FIELDS = [
     "created",
     "versions",
     "backbone_parameters",
+    "weights_path",
 ]
 COLUMNS = ["ids", "labels", "content", "groups", "shard", "shard_row", "features"]
 
@@ -239,7 +240,7 @@ def test_an_unknown_version_is_refused_by_its_seal(cache):
 
 def test_an_unknown_version_is_refused_by_its_attribute(cache):
     with h5py.File(cache, "r+") as file:
-        file.attrs["format_version"] = 7
+        file.attrs.modify("format_version", 7)  # in place: the file keeps its length
     with pytest.raises(CacheFormatError, match="format version 7"):
         FeatureCache.open(cache)
 

@@ -10,8 +10,10 @@ import h5py
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from counting_engine import CountingEngine
 from numpy.typing import NDArray
 
+from data_cache.bad_images import bad_images_file
 from data_cache.cache import FeatureCache
 from data_cache.errors import (
     BadImageError,
@@ -23,7 +25,7 @@ from data_cache.files import TEMPORARY_MARK
 from data_cache.update import UpdateOptions
 from extract import extractor
 from extract.cli import extract_features as extract_command
-from extract.extraction import ExtractionOptions, bad_images_file, extract_features
+from extract.extraction import ExtractionOptions, extract_features
 from extract.sources import ArraySource
 
 SIDE = 32
@@ -32,21 +34,6 @@ RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (30, 20, 20), np.uint8)
 LABELS = np.arange(30) % 3
 CLASSES = ("ant", "bee", "cat")
-
-
-class CountingEngine:
-    """Features are the mean of each image's channels; counts the images that it is given."""
-
-    name = "counting"
-    n_features = 3
-    n_concurrent = 2
-
-    def __init__(self) -> None:
-        self.n_images = 0
-
-    def __call__(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
-        self.n_images += len(batch)
-        return batch.mean(axis=(1, 2))
 
 
 class PartlyBadSource(ArraySource):

@@ -108,13 +108,13 @@ def _variables(layer: Any) -> Iterator[tuple[str, Shape]]:
 
 def _next_group(class_name: str, counts: dict[str, int]) -> str:
     """Return the name that Keras 3 gives the next layer of a class: ``conv2d``, ``conv2d_1``."""
-    group = _snake_case(class_name)
+    group = snake_case(class_name)
     position = counts.get(group, 0)
     counts[group] = position + 1
     return f"{group}_{position}" if position else group
 
 
-def _snake_case(name: str) -> str:
+def snake_case(name: str) -> str:
     """Return ``DepthwiseConv2D`` as ``depthwise_conv2d``, by Keras's own rule."""
     name = re.sub(r"\W+", "", name)
     name = re.sub("(.)([A-Z][a-z]+)", r"\1_\2", name)

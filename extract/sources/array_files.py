@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_cache.errors import SourceError
-from extract.sources.arrays import ALL, ArraySource, Images, one_label_each
+from extract.sources.arrays import ALL, ArraySource, Images, Origin, one_label_each
 from extract.sources.base import SourceOptions
 from extract.sources.listing import SPLIT_NAMES
 
@@ -58,16 +58,27 @@ def open_array_file(text: str, options: SourceOptions, file_format: str) -> Arra
         It cannot be read, would have to be unpickled, or has no images and labels by such names.
     """
     path = Path(text)
+    parts = _read_parts(path, file_format)
+    classes, labels = _count_labels(parts)
+    splits = {split: (kinds["images"], labels[split]) for split, kinds in parts.splits.items()}
+    origin = Origin(str(path.absolute()), file_format)
+    return ArraySource(text, splits, classes, options, _groups(path, parts), origin)
+
+
+def open_images(path: Path, file_format: str) -> list[Images]:
+    """Open just the images of a file, one array a split; raises as :func:`open_array_file`."""
+    return [kinds["images"] for kinds in _read_parts(path, file_format).splits.values()]
+
+
+def _read_parts(path: Path, file_format: str) -> _Parts:
+    """Read the arrays of a file, sorted by what they are."""
     try:
         arrays = _READERS[file_format](path)
     except SourceError:
         raise
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise SourceError(f"{path} cannot be read as {file_format}: {_words(error)}") from error
-    parts = _sort_by_name(path, arrays)
-    classes, labels = _count_labels(parts)
-    splits = {split: (kinds["images"], labels[split]) for split, kinds in parts.splits.items()}
-    return ArraySource(text, splits, classes, options, _groups(path, parts))
+    return _sort_by_name(path, arrays)
 
 
 def _words(error: Exception) -> str:

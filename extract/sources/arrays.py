@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, Protocol
 
@@ -45,6 +46,43 @@ ArraySplits = Mapping[str, tuple[Images, NDArray]]
 """For each split its images and its labels."""
 
 
+@dataclass(frozen=True)
+class Origin:
+    """By what name arrays can be opened again in another process.
+
+    Attributes
+    ----------
+    name : of a built-in set, or the absolute path of a file
+    kind : ``built-in``, ``npz``, ``npy`` or ``hdf5``
+    limits : for some splits of a built-in set, how many of its first rows are read
+    """
+
+    name: str
+    kind: str
+    limits: tuple[tuple[str, int], ...] = ()
+
+
+class ArrayReader:
+    """Reads single images, by their position in some arrays one after the other."""
+
+    def __init__(self, arrays: Sequence[Images], scale: float) -> None:
+        """Take arrays of images, and what brings floating-point ones to [0, 255]."""
+        self._arrays = arrays
+        self._starts = [0, *accumulate(images.shape[0] for images in arrays)]
+        self.scale = scale
+
+    def read(self, position: int) -> NDArray:
+        """Return an image: uint8, or float32 in [0, 255]."""
+        block = bisect_right(self._starts, position) - 1
+        return self.as_pixels(self._arrays[block][position - self._starts[block]])
+
+    def as_pixels(self, values: NDArray) -> NDArray:
+        """Return images as they are hashed and decoded."""
+        if values.dtype == np.uint8:
+            return values
+        return values.astype(np.float32) * np.float32(self.scale)
+
+
 class ArraySource(ListedSource):
     """Images in arrays, in splits.
 
@@ -58,6 +96,7 @@ class ArraySource(ListedSource):
         classes: Sequence[str],
         options: SourceOptions | None = None,
         groups: Mapping[str, Sequence[str]] | None = None,
+        origin: Origin | None = None,
     ) -> None:
         """Take the images as they are; nothing is copied.
 
@@ -70,6 +109,7 @@ class ArraySource(ListedSource):
         classes : the names that the labels count into
         options : see :class:`SourceOptions`; None takes the defaults
         groups : for each split (n,) the groups that are never divided
+        origin : how other processes can open the arrays; None where they cannot
 
         Raises
         ------
@@ -79,21 +119,15 @@ class ArraySource(ListedSource):
         for split, (images, _labels) in splits.items():
             check_images(images, split)
         self._images = [images for images, _labels in splits.values()]
-        self._starts = [0, *accumulate(images.shape[0] for images in self._images)]
-        self._scale = scale_to_pixels(self._images)
+        self.origin = origin
+        self.reader = ArrayReader(self._images, scale_to_pixels(self._images))
         listing = self._list(splits, tuple(classes), groups)
-        notes = ["float pixels up to 1: 1 is read as white"] if self._scale > 1 else []
+        notes = ["float pixels up to 1: 1 is read as white"] if self.reader.scale > 1 else []
         super().__init__(name, listing, options or SourceOptions(), notes=notes)
 
     def read(self, position: int) -> NDArray:
         """Return the image at a position of the listing: uint8, or float32 in [0, 255]."""
-        block = bisect_right(self._starts, position) - 1
-        return self._as_pixels(self._images[block][position - self._starts[block]])
-
-    def _as_pixels(self, values: NDArray) -> NDArray:
-        if values.dtype == np.uint8:
-            return values
-        return values.astype(np.float32) * np.float32(self._scale)
+        return self.reader.read(position)
 
     def _list(
         self,
@@ -110,7 +144,7 @@ class ArraySource(ListedSource):
             labels.append(check_labels(given, n_rows, len(classes)))
             ids += [f"{split}/{row:06d}" for row in range(n_rows)]
             for block in _blocks(images):
-                digests += [content_digest(image) for image in self._as_pixels(block)]
+                digests += [content_digest(image) for image in self.reader.as_pixels(block)]
         joined = None
         if groups is not None:
             joined = text_column([group for split in splits for group in groups[split]])

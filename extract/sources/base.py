@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_cache.digests import array_digest
+from data_cache.part import Part, PartListing
 from data_cache.rows import BadImage, Manifest
 
 Raw = bytes | NDArray
@@ -49,6 +50,7 @@ class SourceOptions:
     group_duplicates : whether images that look alike are kept on one side of the division
     exclude : a CSV with the columns ``split`` and ``id`` of rows to leave out
     rehash : whether to read every file again, even where its size and times are as remembered
+    part : which part of the source to list, None for all of it
     """
 
     format: Format = "auto"
@@ -60,6 +62,13 @@ class SourceOptions:
     group_duplicates: bool = False
     exclude: Path | None = None
     rehash: bool = False
+    part: Part | None = None
+
+    @property
+    def is_row_by_row(self) -> bool:
+        """Whether each image's split follows from that image alone, whatever others there are."""
+        limits = (self.train_limit, self.test_limit)
+        return limits == (None, None) and not self.group_duplicates
 
 
 @dataclass(frozen=True)
@@ -85,12 +94,14 @@ class Source(Protocol):
     manifest : every row of every split, with its content digest
     unreadable : files that could not even be read while they were listed
     notes : what the user should know about how the source was understood, a line each
+    part : how the rows lie in the whole source where they are only a part of it, else None
     """
 
     name: str
     manifest: Manifest
     unreadable: tuple[BadImage, ...]
     notes: tuple[str, ...]
+    part: PartListing | None
 
     def fetch(self, split: str, row: int) -> Raw:
         """Return the image of a row as it is now; whoever caches it compares its digest first.

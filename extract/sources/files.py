@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import fstat, stat_result
 from pathlib import Path
 
@@ -13,10 +13,11 @@ import numpy as np
 
 from data_cache.console import progress
 from data_cache.errors import ImageUnavailableError, SourceError
+from data_cache.manifests import relabel
 from data_cache.rows import BadImage, Rows
 from data_cache.stat_index import StatIndex, memory_folder
 from extract.sources.base import SourceOptions, digests_as_rows, text_column
-from extract.sources.listing import ListedSource, Listing
+from extract.sources.listing import ListedSource, Listing, Whole, names_digest
 
 _N_READERS = 8
 _FILES_AT_A_TIME = 32
@@ -53,29 +54,65 @@ class FileSource(ListedSource):
         notes: Sequence[str] = (),
     ) -> None:
         """Read every file for its digest, unless its size and times are as remembered."""
-        digests = digest_files([file.path for file in files], rehash=options.rehash)
-        pairs = list(zip(files, digests, strict=True))
+        chosen = _of_part(files, options)
+        digests = digest_files([files[i].path for i in chosen], rehash=options.rehash)
+        pairs = [(files[i], found) for i, found in zip(chosen, digests, strict=True)]
+        part = options.part
         readable = [(file, found) for file, found in pairs if isinstance(found, bytes)]
         unreadable = [
             BadImage(file.split or "", file.id, found)
             for file, found in pairs
-            if isinstance(found, str)
+            if isinstance(found, str) and (part is None or part.has(text_column([file.id])).all())
         ]
-        if unreadable and not readable:
+        if unreadable and not readable and options.part is None:
             raise SourceError(
                 f"{name}: none of {len(files)} files can be read; the first, {files[0].path}: "
                 f"{unreadable[0].reason}"
             )
-        self._paths = [file.path for file, _ in readable]
+        self.paths = [file.path for file, _ in readable]
         listing = _list([file for file, _ in readable], [digest for _, digest in readable])
+        if options.part is not None:
+            listing = _in_whole(listing, files, chosen, digests)
         super().__init__(name, listing, options, unreadable=unreadable, notes=notes)
 
     def read(self, position: int) -> bytes:
         """Return the bytes of a file; raise :class:`ImageUnavailableError` where that fails."""
-        try:
-            return self._paths[position].read_bytes()
-        except OSError as error:
-            raise ImageUnavailableError(why_unreadable(error)) from error
+        return read_file(self.paths[position])
+
+
+def read_file(path: Path) -> bytes:
+    """Return the bytes of a file; raise :class:`ImageUnavailableError` where that fails."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ImageUnavailableError(why_unreadable(error)) from error
+
+
+def _of_part(files: Sequence[ImageFile], options: SourceOptions) -> list[int]:
+    """Return the positions of the files to read: of a part's own, where no other matters to it."""
+    if options.part is None or not options.is_row_by_row:
+        return list(range(len(files)))
+    ids = np.array([file.id.encode() for file in files], object)
+    return np.flatnonzero(options.part.has(ids)).tolist()
+
+
+def _in_whole(
+    listing: Listing,
+    files: Sequence[ImageFile],
+    chosen: Sequence[int],
+    digests: Sequence[bytes | str],
+) -> Listing:
+    """Return a listing of some files with the classes of all, and where in the whole they lie."""
+    readable = [i for i, found in zip(chosen, digests, strict=True) if isinstance(found, bytes)]
+    classes = tuple(sorted({file.label for file in files}))
+    names = names_digest(f"{file.id}\n{file.label}\n{file.split}".encode() for file in files)
+    whole = Whole(np.array(readable, np.int64), names)
+    return replace(
+        listing,
+        classes=classes,
+        rows=relabel(listing.rows, listing.classes, classes),
+        whole=whole,
+    )
 
 
 def digest_files(paths: Sequence[Path], *, rehash: bool = False) -> list[bytes | str]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,9 +12,14 @@ from numpy.typing import NDArray
 
 from data_cache.errors import SourceError
 from data_cache.leaks import read_exclusions
+from data_cache.manifests import in_split_order
+from data_cache.part import Part, PartListing
 from data_cache.rows import BadImage, Manifest, Rows
 from extract.sources.base import DEFAULT_TEST_FRACTION, Listed, Raw, SourceOptions
 from extract.splitting import TEST, TRAIN, VALIDATION, Fractions, divide, draw_stratified
+
+_OWN = frozenset({"part", "rehash"})
+"""Options in which the parts of one source may differ."""
 
 # What folders and columns call the splits, in lower case.
 SPLIT_NAMES = {
@@ -26,8 +33,6 @@ SPLIT_NAMES = {
     "testing": TEST,
 }
 
-_SPLIT_ORDER = (TRAIN, VALIDATION, TEST)
-
 
 @dataclass(frozen=True)
 class Listing:
@@ -38,11 +43,27 @@ class Listing:
     classes : what the labels of ``rows`` count into
     rows : all n rows
     splits : (n,) the split that the source names for each row, or None where it names none
+    whole : where only a part of the source was read: how this lies in the whole; None for all of it
     """
 
     classes: tuple[str, ...]
     rows: Rows
     splits: NDArray[np.str_] | None = None
+    whole: Whole | None = None
+
+
+@dataclass(frozen=True)
+class Whole:
+    """How images that were read lie in the whole source.
+
+    Attributes
+    ----------
+    positions : (n,) int64, which of the whole source's images they are
+    digest : SHA-256 (64 hex digits) of the names of all images of the source
+    """
+
+    positions: NDArray[np.int64]
+    digest: str
 
 
 class ListedSource:
@@ -57,7 +78,8 @@ class ListedSource:
         unreadable: Sequence[BadImage] = (),
         notes: Sequence[str] = (),
     ) -> None:
-        _check_listing(name, listing)
+        if options.part is None:
+            _check_listing(name, listing)
         if options.group_duplicates:
             from extract.sources.look_alikes import joined_groups
 
@@ -66,24 +88,38 @@ class ListedSource:
         self.name = name
         self.unreadable = tuple(unreadable)
         self._positions = arrange(listing, options)
+        self.part = None if options.part is None else self._cut(options.part, listing, options)
         self.manifest = Manifest(
             listing.classes,
             {split: listing.rows.take(at) for split, at in self._positions.items()},
         )
-        self.notes = (*notes, *_notes(listing, options, self.manifest))
+        self.notes = (*notes, *(() if self.part else _notes(listing, options, self.manifest)))
 
     def fetch(self, split: str, row: int) -> Raw:
         """Return the image of a row; see :meth:`extract.sources.base.Source.fetch`."""
-        return self.read(int(self._positions[split][row]))
+        return self.read(self.position(split, row))
 
     def listed(self, split: str, row: int) -> Listed:
         """Return the id and the digest of a row; see :meth:`extract.sources.base.Source.listed`."""
         rows = self.manifest.splits[split]
         return Listed(rows.ids[row].decode(), rows.content[row].tobytes())
 
+    def position(self, split: str, row: int) -> int:
+        """Return the position of a row in the listing."""
+        return int(self._positions[split][row])
+
     def read(self, position: int) -> Raw:
         """Return the image at a position of the listing."""
         raise NotImplementedError
+
+    def _cut(self, part: Part, listing: Listing, options: SourceOptions) -> PartListing:
+        """Keep the rows of a part, and return how they lie in the whole."""
+        order = {}
+        for split, at in self._positions.items():
+            kept = np.flatnonzero(part.has(listing.rows.ids[at]))
+            order[split] = kept if listing.whole is None else listing.whole.positions[at[kept]]
+            self._positions[split] = at[kept]
+        return PartListing(part, order, _listing_digest(listing, options))
 
 
 def arrange(listing: Listing, options: SourceOptions) -> dict[str, NDArray[np.int64]]:
@@ -102,7 +138,7 @@ def arrange(listing: Listing, options: SourceOptions) -> dict[str, NDArray[np.in
     limits = {TRAIN: options.train_limit, TEST: options.test_limit}
     excluded = read_exclusions(options.exclude) if options.exclude else frozenset()
     arranged = {}
-    for split in _in_order(splits):
+    for split in in_split_order(splits.tolist()):
         at = np.flatnonzero(splits == split)
         limit = limits.get(split)
         if limit is not None:
@@ -112,6 +148,18 @@ def arrange(listing: Listing, options: SourceOptions) -> dict[str, NDArray[np.in
         kept = [(split, one.decode()) not in excluded for one in ids]
         arranged[split] = at[np.array(kept, bool)]
     return arranged
+
+
+def _listing_digest(listing: Listing, options: SourceOptions) -> str:
+    """Return the SHA-256 (64 hex digits) of what all parts of a source must agree on."""
+    names = names_digest(listing.rows.ids.tolist()) if not listing.whole else listing.whole.digest
+    chosen = {name: str(value) for name, value in vars(options).items() if name not in _OWN}
+    return hashlib.sha256(json.dumps([names, listing.classes, chosen]).encode()).hexdigest()
+
+
+def names_digest(names: Iterable[bytes]) -> str:
+    """Return the SHA-256 (64 hex digits) of the names of images, in order."""
+    return hashlib.sha256(b"\0".join(names)).hexdigest()
 
 
 def _check_listing(name: str, listing: Listing) -> None:
@@ -154,12 +202,6 @@ def _divided(listing: Listing, keys: list[bytes], options: SourceOptions) -> NDA
     cut = divide([keys[i] for i in np.flatnonzero(training)], fractions, options.seed)
     splits[training] = cut
     return splits
-
-
-def _in_order(splits: NDArray[np.str_]) -> list[str]:
-    """Return the names of the splits that have rows: train, val, test, then any others."""
-    present = set(splits.tolist())
-    return [*(s for s in _SPLIT_ORDER if s in present), *sorted(present - set(_SPLIT_ORDER))]
 
 
 def _notes(listing: Listing, options: SourceOptions, manifest: Manifest) -> list[str]:

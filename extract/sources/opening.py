@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from data_cache.errors import SourceError, UnknownSourceError
 from extract.datasets import DATASETS
-from extract.sources.array_files import HDF5_SUFFIXES, open_array_file
-from extract.sources.arrays import ArraySource
+from extract.sources.array_files import HDF5_SUFFIXES, open_array_file, open_images
+from extract.sources.arrays import ArraySource, Images, Origin
 from extract.sources.base import Source, SourceOptions
 from extract.sources.folders import open_folder
 from extract.sources.tables import open_table
@@ -15,6 +16,8 @@ from extract.sources.tables import open_table
 _FOLDER_FORMATS = ("class-folders", "split-folders")
 _TABLE_FORMATS = ("csv", "tsv")
 _HUBS = ("tfds", "hf")
+_BUILT_IN = "built-in"
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 
 
 def open_source(text: str, options: SourceOptions | None = None) -> Source:
@@ -35,6 +38,11 @@ def open_source(text: str, options: SourceOptions | None = None) -> Source:
     """
     options = options or SourceOptions()
     _check(options)
+    if _URL.match(text):
+        raise SourceError(
+            f"{text} is a URL: images are read as files, by every process that works on them; copy "
+            "or mount them, and give the path"
+        )
     path = Path(text)
     if text in DATASETS and not path.exists():
         return _open_built_in(text, options)
@@ -55,7 +63,16 @@ def _open_built_in(name: str, options: SourceOptions) -> Source:
     limits = {"train": options.train_limit, "test": options.test_limit}
     given = {split: limit for split, limit in limits.items() if limit is not None}
     loaded = DATASETS[name].load(given)
-    return ArraySource(loaded.name, loaded.splits, loaded.classes, options)
+    origin = Origin(name, _BUILT_IN, tuple(given.items()))
+    return ArraySource(loaded.name, loaded.splits, loaded.classes, options, origin=origin)
+
+
+def reopen_images(origin: Origin) -> list[Images]:
+    """Open again, in another process, the images of arrays: one array a split, in order."""
+    if origin.kind != _BUILT_IN:
+        return open_images(Path(origin.name), origin.kind)
+    loaded = DATASETS[origin.name].load(dict(origin.limits))
+    return [images for images, _labels in loaded.splits.values()]
 
 
 def _open_path(path: Path, text: str, options: SourceOptions) -> Source:

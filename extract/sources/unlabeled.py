@@ -27,7 +27,15 @@ from extract.sources.files import why_unreadable
 from extract.sources.folders import Tree, as_text, read_folder
 from extract.sources.tables import guess_delimiter
 
-AnyImage = Path | str | bytes | NDArray | Image
+
+@dataclass(frozen=True)
+class NoImage:
+    """What stands where an image was expected, and why there is none."""
+
+    reason: str
+
+
+AnyImage = Path | str | bytes | NDArray | Image | NoImage
 """A path; the bytes of an image file; (h, w) or (h, w, 1|3|4), uint8, or floating-point in [0, 1]
 or [0, 255]; or an image of Pillow's."""
 
@@ -83,6 +91,8 @@ class ImageStream:
             It cannot be read, or is no image.
         """
         image = self._under_way[split, row].image
+        if isinstance(image, NoImage):
+            raise BadImageError(image.reason)
         if isinstance(image, bytes):
             return image
         if isinstance(image, str | Path):
@@ -107,7 +117,7 @@ def find_images(paths: Sequence[str]) -> Iterator[NamedImage]:
     UnknownSourceError
         Nothing is there, or nothing matches. All paths are looked at before the first image.
     SourceError
-        A table has no column ``path``, a line of it has none, or a folder cannot be read.
+        A table has no column ``path``, or a folder cannot be read.
     """
     return chain.from_iterable([_find(path) for path in paths])
 
@@ -202,7 +212,7 @@ def _row(table: Path, number: int, cells: list[str]) -> NamedImage:
     """Name the image of one line."""
     text = cells[0].strip() if cells else ""
     if not text:
-        raise SourceError(f"{table}, line {number}: no {_PATH_COLUMN}")
+        return NamedImage(f"{table}:{number}", NoImage(f"the line has no {_PATH_COLUMN}"))
     return NamedImage(text, table.parent / text)
 
 

@@ -11,7 +11,7 @@ from data_cache.console import Command
 
 
 @click.command("predict-images", cls=Command)
-@click.argument("run", metavar="RUN", type=click.Path(path_type=Path))
+@click.argument("model_path", metavar="MODEL", type=click.Path(path_type=Path))
 @click.argument("paths", metavar="PATH...", nargs=-1, required=True)
 @click.option(
     "--output",
@@ -28,10 +28,17 @@ from data_cache.console import Command
 @click.option("--overwrite", is_flag=True, help="Replace the file that is at --output.")
 @click.option(
     "--model",
-    type=click.Choice(["selected", "dense", "logistic_regression"]),
+    metavar="NAME",
     default="selected",
     show_default=True,
-    help="Which model of the run; selected is its winner on validation rows.",
+    help="Which model of a run, such as dense or logistic_regression; selected is its winner on "
+    "validation rows.",
+)
+@click.option(
+    "--probabilities",
+    type=click.Choice(["raw", "calibrated"]),
+    help="calibrated: by the temperature that was fitted in training.  [default: raw; of an "
+    "exported file, what it gives]",
 )
 @click.option(
     "--top-k",
@@ -54,11 +61,9 @@ from data_cache.console import Command
 )
 @click.option(
     "--weights",
-    default="imagenet",
-    show_default=True,
     metavar="imagenet|FILE",
     help="Where the backbone's weights are; they must be those that the run was made with. For a "
-    "backbone onnx:FILE, that file.",
+    "backbone onnx:FILE, that file.  [default: where they were then]",
 )
 @click.option(
     "--preprocess",
@@ -79,8 +84,13 @@ from data_cache.console import Command
     help="Images in a forward pass.  [default: measured]",
 )
 @click.pass_context
-def predict_images(ctx: click.Context, run: Path, paths: tuple[str, ...], **choices: Any) -> None:
-    """Classify new images with the model in RUN, a folder that train-head wrote.
+def predict_images(
+    ctx: click.Context, model_path: Path, paths: tuple[str, ...], **choices: Any
+) -> None:
+    """Classify new images with MODEL: a run folder, or what export-model wrote.
+
+    An exported model is checked before it is loaded: one that was changed, or that holds more than
+    a classifier needs, is refused.
 
     PATH is an image, a folder (searched at any depth), a quoted pattern such as 'photos/**/*.jpg',
     or a table (.csv, .tsv) with a column path. Each image gets one line with its class and the
@@ -95,6 +105,6 @@ def predict_images(ctx: click.Context, run: Path, paths: tuple[str, ...], **choi
     from classify.predict_images import predict_images as predict
 
     predicting = {one: choices.pop(one) for one in PredictOptions.names()}
-    report = predict(run, paths, PredictOptions(**predicting), OutputOptions(**choices))
+    report = predict(model_path, paths, PredictOptions(**predicting), OutputOptions(**choices))
     tell(report)
     ctx.exit(report.exit_code)

@@ -10,14 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TextIO
 
-from classify.predict import UNSURE, Classifier, PredictOptions, known_features
+from classify.predict import UNSURE, PredictOptions, load_classifier
 from classify.prediction_files import Answer, Format, Wording, lines
-from data_cache.cache import FeatureCache
 from data_cache.console import Advance, progress, say
 from data_cache.errors import ParameterError, SourceError
 from data_cache.files import refuse_existing, whole_file
 from extract.extraction import EXIT_SOME_LEFT_OUT
-from extract.pipeline import Known
 from extract.sources.unlabeled import find_images
 
 _FORMATS: dict[str, Format] = {".csv": "csv", ".jsonl": "jsonl"}
@@ -85,7 +83,9 @@ def predict_images(
     predicting: PredictOptions | None = None,
     telling: OutputOptions | None = None,
 ) -> PredictReport:
-    """Classify every image that ``paths`` name with the run ``model``, and write a line for each.
+    """Classify every image that ``paths`` name, and write a line for each.
+
+    ``model`` is a run folder, or what ``export-model`` wrote.
 
     Raises
     ------
@@ -96,20 +96,21 @@ def predict_images(
     SourceError
         A path means nothing, or there are no images.
     HeadstartError
-        See :meth:`classify.predict.Classifier.load` and
-        :func:`classify.predict.known_features`. Whatever is raised, no output is written.
+        See :func:`classify.predict.load_classifier` and
+        :meth:`classify.predict.Classifier.known`. Whatever is raised, no output is written.
     """
     telling = telling or OutputOptions()
     form = _format(telling)
     if telling.output:
         refuse_existing(telling.output, overwrite=telling.overwrite)
     images = find_images(paths)
-    classifier = Classifier.load(model, predicting)
+    classifier = load_classifier(model, predicting)
     wording = Wording(classifier.classes, telling.top_k, telling.threshold)
     wording.check()
     report = PredictReport()
-    with _known(telling.cache, classifier) as known, _open(telling.output) as stream:
-        _ = classifier.engine
+    features = classifier.known(telling.cache) if telling.cache else nullcontext()
+    with features as known, _open(telling.output) as stream:
+        classifier.start()
         with closing(classifier.stream(images, known=known)) as predictions:
             answers = (wording.answer(prediction) for prediction in predictions)
             counted = _count(answers, report, shows_progress=telling.output is not None)
@@ -144,16 +145,6 @@ def _format(telling: OutputOptions) -> Format:
             f"{telling.output}: which format? a name that ends in {' or '.join(_FORMATS)} is "
             "expected, or --format"
         ) from None
-
-
-@contextmanager
-def _known(cache: Path | None, classifier: Classifier) -> Iterator[Known | None]:
-    """Open the cache, where there is one."""
-    if cache is None:
-        yield None
-        return
-    with FeatureCache.open(cache) as opened:
-        yield known_features(opened, classifier.extractor)
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,18 +13,32 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from export_tools import (
+    REAL_WEIGHTS,
+    SIZE,
+    TEMPERATURES,
+    Exports,
+    exported,
+    run_on_photos,
+    set_temperatures,
+    softmax,
+    tiny_in_the_registry,
+)
 from numpy.typing import NDArray
 from PIL import Image
 from tiny_backbone import TINY
 
+import classify
 from classify.export import exporting
 from classify.export.cli import export_model as command
 from classify.export.exporting import ExportOptions, export_model
 from classify.export.formats import OnnxFormat
 from classify.export.head import DenseLayer
-from classify.export.images import draw, open_place
-from classify.runs import load_run
-from classify.train import TrainingOptions, train_head
+from classify.export.images import Pool, draw, open_place
+from classify.export.sealing import unseal
+from classify.export.tflite import TfliteFormat
+from classify.predict import PredictOptions
+from classify.runs import BACKBONE_FILE, TUNED_KIND, load_run
 from data_cache.cache import FeatureCache
 from data_cache.errors import (
     ExportError,
@@ -35,52 +49,20 @@ from data_cache.errors import (
     SourceError,
     WeightsError,
 )
-from extract.backbones import BACKBONES
 from extract.decode import DecodeOptions
-from extract.extraction import ExtractionOptions, extract_features
 from extract.preprocess import Preprocessing, preprocess
-from extract.sources import open_source
 from extract.weights import random_weights, set_weights
-
-SHARED = Path(__file__).parents[2] / "shared"
-SIZE = 16
-SUFFIXES = {"keras": ".keras", "savedmodel": "", "onnx": ".onnx"}
-FORMATS = list(SUFFIXES)
 
 
 @pytest.fixture(scope="module", autouse=True)
-def tiny_in_the_registry() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(BACKBONES, "tiny", TINY)
+def tiny() -> Iterator[None]:
+    with tiny_in_the_registry():
         yield
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run on small photos of many shapes, padded to a square, with both kinds of head."""
-    folder = tmp_path_factory.mktemp("run")
-    write_photos(folder / "photos")
-    options = ExtractionOptions(
-        "tiny", "random", image_size=SIZE, resize_mode="pad", engine="keras"
-    )
-    extract_features(open_source(str(folder / "photos")), folder / "cache.h5", options)
-    training = TrainingOptions(epochs=2, standardize=True, hidden_units=5)
-    return train_head(folder / "cache.h5", folder / "run", training).path
-
-
-def write_photos(folder: Path) -> None:
-    rng = np.random.default_rng(0)
-    for name, brightness in (("dark", 90), ("light", 160), ("pale", 220)):
-        (folder / name).mkdir(parents=True)
-        for number in range(25):
-            height, width = rng.integers(9, 40, 2)
-            pixels = rng.normal(brightness, 40, (height, width, 3)).clip(0, 255).astype(np.uint8)
-            Image.fromarray(pixels).save(folder / name / f"{number}.png")
-
-
-def exported(run: Path, folder: Path, name: str, **choices: Any) -> Path:
-    output = folder / f"model{SUFFIXES[name]}"
-    return export_model(run, output, ExportOptions(name, **choices)).path
+def run(exports: Exports) -> Path:
+    return exports.run
 
 
 def outputs_of(path: Path, images: NDArray[np.uint8]) -> Mapping[str, NDArray[np.float32]]:
@@ -90,6 +72,8 @@ def outputs_of(path: Path, images: NDArray[np.uint8]) -> Mapping[str, NDArray[np
 
         found = keras.saving.load_model(path, safe_mode=True).predict(images, verbose=0)
         return dict(found)
+    if path.suffix == ".tflite":
+        return {"probabilities": np.concatenate([classify_on_a_phone(path, one) for one in images])}
     if path.suffix == ".onnx":
         import onnxruntime
 
@@ -102,32 +86,64 @@ def outputs_of(path: Path, images: NDArray[np.uint8]) -> Mapping[str, NDArray[np
     return {name: value.numpy() for name, value in serve(images=tf.constant(images)).items()}
 
 
-def expected_logits(run: Path, model: str, images: NDArray[np.uint8]) -> NDArray[np.floating]:
-    """The cached-feature path on new images, put together from its own parts."""
-    backbone = TINY.build(SIZE)
-    set_weights(backbone, random_weights(TINY))
-    inputs = preprocess(images, Preprocessing(TINY.scaling, SIZE, "pad"))
-    return load_run(run).model(model).logits(np.asarray(backbone(inputs, training=False)))
-
-
-@pytest.mark.parametrize(
-    ("name", "model"),
-    [(name, "dense") for name in FORMATS] + [("keras", "logistic_regression")],
-)
+@pytest.mark.parametrize("model", ["dense", "logistic_regression"])
+@pytest.mark.parametrize("name", ["keras", "savedmodel", "onnx"])
 def test_exported_file_classifies_new_images_as_the_run_does(
-    run: Path, tmp_path: Path, name: str, model: str
+    exports: Exports, name: str, model: str
 ) -> None:
-    path = exported(run, tmp_path, name, model=model)
+    path = exports.path(name, model)
     for shape in ((3, 31, 22, 3), (1, 8, 50, 3)):
         images = np.random.default_rng(5).integers(0, 256, shape, dtype=np.uint8)
         outputs = outputs_of(path, images)
-        expected = expected_logits(run, model, images)
+        expected = exports.logits(model, images)
         np.testing.assert_allclose(outputs["logits"], expected, atol=1e-3)
-        exponents = np.exp(expected - expected.max(axis=1, keepdims=True))
-        probabilities = exponents / exponents.sum(axis=1, keepdims=True)
-        np.testing.assert_allclose(outputs["probabilities"], probabilities, atol=1e-3)
+        np.testing.assert_allclose(outputs["probabilities"], softmax(expected), atol=1e-3)
     assert_described(path)
-    assert not [one for one in tmp_path.iterdir() if ".tmp-" in one.name]
+    assert not [one for one in path.parent.iterdir() if ".tmp-" in one.name]
+
+
+@pytest.mark.parametrize("name", ["onnx", "tflite"])
+def test_calibrated_probabilities_are_those_of_logits_divided_by_the_temperature(
+    exports: Exports, name: str
+) -> None:
+    path = exports.path(name, probabilities="calibrated")
+    images = np.random.default_rng(5).integers(0, 256, (1, SIZE, SIZE, 3), dtype=np.uint8)
+    expected = softmax(exports.logits("dense", images) / TEMPERATURES["dense"])
+    np.testing.assert_allclose(outputs_of(path, images)["probabilities"], expected, atol=1e-4)
+    said = unseal(path, (TfliteFormat() if name == "tflite" else OnnxFormat()).description(path))
+    assert (said["probabilities"], said["temperature"]) == ("calibrated", TEMPERATURES["dense"])
+    card = Path(f"{path}.MODEL_CARD.md").read_text(encoding="utf-8")
+    assert "divided by the temperature 0.5" in card
+
+
+@pytest.mark.parametrize("temperature", [None, "absent"])
+def test_calibrated_probabilities_are_refused_where_none_were_fitted(
+    run: Path, tmp_path: Path, temperature: Any
+) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    set_temperatures(tmp_path / "run", {"dense": temperature})
+    if temperature == "absent":
+        edit_metrics(tmp_path / "run", lambda metrics: metrics["dense"].pop("temperature"))
+    with pytest.raises(ParameterError, match="no calibrated probabilities of dense"):
+        exported(tmp_path / "run", tmp_path, "onnx", model="dense", probabilities="calibrated")
+
+
+def edit_metrics(run: Path, edit: Callable[[dict[str, Any]], object]) -> None:
+    path = run / "metrics.json"
+    metrics = json.loads(path.read_text(encoding="utf-8"))
+    edit(metrics)
+    path.write_text(json.dumps(metrics), encoding="utf-8")
+
+
+def classify_on_a_phone(path: Path, image: NDArray[np.uint8]) -> NDArray[np.float32]:
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(model_path=str(path))
+    interpreter.allocate_tensors()
+    (taken,), (given,) = interpreter.get_input_details(), interpreter.get_output_details()
+    interpreter.set_tensor(taken["index"], image[None])
+    interpreter.invoke()
+    return np.array(interpreter.get_tensor(given["index"]))
 
 
 def assert_described(path: Path) -> None:
@@ -149,16 +165,19 @@ def assert_described(path: Path) -> None:
     assert described["preprocessing"]["resize_mode"] == "pad"
     assert described["preprocessing"]["image_size"] == SIZE
     assert described["weights"]["digest"] == random_weights(TINY).digest
+    assert described["weights"]["license"]["name"] == "none needed"
+    assert (described["probabilities"], described["temperature"]) == ("raw", None)
+    assert "weights_path" not in described["provenance"], "a path of this machine"
 
 
-def test_onnx_takes_float_pixels_where_asked_for(run: Path, tmp_path: Path) -> None:
-    path = exported(run, tmp_path, "onnx", model="dense", input_type="float32")
+def test_onnx_takes_float_pixels_where_asked_for(exports: Exports) -> None:
+    path = exports.path("onnx", input_type="float32")
     images = np.random.default_rng(6).integers(0, 256, (2, 20, 20, 3), dtype=np.uint8)
     outputs = outputs_of(path, images.astype(np.float32))
-    np.testing.assert_allclose(outputs["logits"], expected_logits(run, "dense", images), atol=1e-3)
+    np.testing.assert_allclose(outputs["logits"], exports.logits("dense", images), atol=1e-3)
     wide = images[:1].astype(np.float32)
     with pytest.raises(ExportError, match="more than 8 bits: export with --input-type float32"):
-        OnnxFormat("uint8").open(path)["ONNX Runtime"](wide)
+        OnnxFormat("uint8").ways(exports.path("onnx"))["ONNX Runtime"](wide)
 
 
 def test_file_that_disagrees_is_never_written(
@@ -206,7 +225,7 @@ def test_moved_images_are_found_where_the_user_says(run: Path, tmp_path: Path) -
         with pytest.raises(SourceError, match=r"cannot be opened again .* --images"):
             exported(run, tmp_path, "keras")
         with FeatureCache.open(run.parent / "cache.h5") as cache:
-            sample = draw(cache, open_place(load_run(run), moved), DecodeOptions(), 32)
+            sample = draw(Pool(cache), open_place(load_run(run), moved), DecodeOptions(), 32)
         assert len(sample) == 32
     finally:
         moved.rename(photos)
@@ -215,12 +234,19 @@ def test_moved_images_are_found_where_the_user_says(run: Path, tmp_path: Path) -
 def test_sample_pairs_training_images_with_their_own_features(run: Path) -> None:
     opened = load_run(run)
     with FeatureCache.open(run.parent / "cache.h5") as cache:
-        sample = draw(cache, open_place(opened, None), DecodeOptions(), 10_000)
+        pool = Pool.of(opened, cache)
+        sample = draw(pool, open_place(opened, None), DecodeOptions(), 10_000)
+        labels, ids = cache.rows("train").labels, cache.rows("train").ids
         content, features = cache.rows("train").content, cache.features("train")
     rows = {row.tobytes(): i for i, row in enumerate(content)}
     at = [rows[row.tobytes()] for row in sample.content]
     assert sorted(at) == list(range(len(content)))
     np.testing.assert_array_equal(sample.features, features[at])
+    np.testing.assert_array_equal(sample.labels, labels[at])
+    validation = opened.part_ids("validation")
+    first = {ids[i].decode() for i in at[: sample.n_validation]}
+    assert first == set(validation), "those validated on come first"
+    assert 0 < sample.take(slice(3, None)).n_validation == len(validation) - 3
     backbone = TINY.build(SIZE)
     set_weights(backbone, random_weights(TINY))
     for number in range(5):
@@ -232,7 +258,8 @@ def test_sample_pairs_training_images_with_their_own_features(run: Path) -> None
 def test_image_that_changed_meanwhile_is_noticed(run: Path, tmp_path: Path) -> None:
     shutil.copytree(run.parent / "photos", tmp_path / "photos")
     with FeatureCache.open(run.parent / "cache.h5") as cache:
-        sample = draw(cache, open_place(load_run(run), tmp_path / "photos"), DecodeOptions(), 3)
+        place = open_place(load_run(run), tmp_path / "photos")
+        sample = draw(Pool(cache), place, DecodeOptions(), 3)
     for path in (tmp_path / "photos").rglob("*.png"):
         Image.new("RGB", (9, 9)).save(path)
     with pytest.raises(ImageUnavailableError, match="changed"):
@@ -266,8 +293,15 @@ def test_cache_of_another_recipe_is_refused(run: Path, tmp_path: Path, make_cach
 def test_output_must_suit_the_format(run: Path, tmp_path: Path) -> None:
     with pytest.raises(ParameterError, match=r"ends in \.onnx"):
         export_model(run, tmp_path / "model.pb", ExportOptions("onnx"))
-    with pytest.raises(ParameterError, match="keras, savedmodel, onnx"):
+    with pytest.raises(ParameterError, match="keras, savedmodel, onnx, tflite"):
         export_model(run, tmp_path / "model.bin", ExportOptions("pickle"))
+    with pytest.raises(ParameterError, match="--quantize is for the format tflite, not onnx"):
+        export_model(run, tmp_path / "model.onnx", ExportOptions("onnx", quantize="int8"))
+    with pytest.raises(ParameterError, match="--input-type is for the format onnx, not keras"):
+        export_model(run, tmp_path / "model.keras", ExportOptions("keras", input_type="float32"))
+    unknown = ExportOptions("tflite", quantize="int4")  # type: ignore[arg-type]
+    with pytest.raises(ParameterError, match="unknown quantization 'int4'"):
+        export_model(run, tmp_path / "model.tflite", unknown)
 
 
 def test_overwriting_spares_what_no_export_wrote(run: Path, tmp_path: Path) -> None:
@@ -280,30 +314,44 @@ def test_overwriting_spares_what_no_export_wrote(run: Path, tmp_path: Path) -> N
         export_model(run, tmp_path / "a.keras", ExportOptions("keras", overwrite=True))
 
 
-@pytest.fixture(scope="module")
-def photo_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run on some of the ants and bees, with real weights."""
-    folder = tmp_path_factory.mktemp("photos")
-    for name in ("ants", "bees"):
-        (folder / "photos" / name).mkdir(parents=True)
-        source = SHARED / "data" / "ants_bees" / "train" / name
-        for path in sorted(source.glob("*.jpg"))[:30]:
-            shutil.copy(path, folder / "photos" / name)
-    options = ExtractionOptions(weights=str(REAL_WEIGHTS), image_size=96, engine="keras")
-    extract_features(open_source(str(folder / "photos")), folder / "cache.h5", options)
-    return train_head(folder / "cache.h5", folder / "run").path
+@pytest.mark.parametrize("name", ["onnx", "tflite"])
+def test_fine_tuned_run_is_exported_with_its_own_backbone(
+    exports: Exports, tmp_path: Path, name: str
+) -> None:
+    """As ``fine-tune`` leaves it: tuned weights in the run, and features that no cache has."""
+    tuned = fine_tuned(exports.run, tmp_path / "tuned")
+    path = exported(tuned, tmp_path / "out", name)
+    images = np.random.default_rng(5).integers(0, 256, (1, SIZE, SIZE, 3), dtype=np.uint8)
+    backbone = TINY.build(SIZE)
+    backbone.load_weights(tuned / BACKBONE_FILE)
+    features = backbone(preprocess(images, Preprocessing(TINY.scaling, SIZE)), training=False)
+    expected = load_run(tuned).model("dense").logits(np.asarray(features))
+    found = outputs_of(path, images)["probabilities"]
+    np.testing.assert_allclose(found, softmax(expected), atol=1e-4)
+    assert np.abs(found - softmax(exports.logits("dense", images))).max() > 1e-2
+    again = classify.load(path).predict(images).probabilities
+    own = classify.load(tuned, PredictOptions(engine="keras")).predict(images).probabilities
+    np.testing.assert_allclose(again, own, atol=1e-4)
 
 
-REAL_WEIGHTS = SHARED / "weights" / "mobilenet_v2_1.0_96_no_top.h5"
+def fine_tuned(run: Path, folder: Path) -> Path:
+    """Make a run of other backbone weights out of one."""
+    shutil.copytree(run, folder)
+    backbone = TINY.build(SIZE)
+    set_weights(backbone, random_weights(TINY, seed=3))
+    backbone.save_weights(folder / BACKBONE_FILE)
+    changes = {"weights_digest": random_weights(TINY, seed=3).digest}
+    edit_metrics(folder, lambda metrics: metrics["recipe"].update(changes))
+    edit_metrics(folder, lambda metrics: metrics.update(kind=TUNED_KIND, selected="dense"))
+    return folder
 
 
 @pytest.mark.skipif(
     not REAL_WEIGHTS.is_file(), reason="real weights and photos are not beside the repository"
 )
-@pytest.mark.parametrize("name", FORMATS)
-def test_real_weights_on_photos_agree(photo_run: Path, tmp_path: Path, name: str) -> None:
-    output = tmp_path / f"model{SUFFIXES[name]}"
-    options = ExportOptions(name, weights=str(REAL_WEIGHTS))
-    parities = export_model(photo_run, output, options).parities
-    assert [parity.n_images for parity in parities] == [32] * (2 if name == "keras" else 1)
-    assert all(parity.largest_difference < 1e-4 for parity in parities)
+def test_real_weights_on_photos_agree(tmp_path: Path) -> None:
+    """The weights are found where the run found them, without being named again."""
+    run = run_on_photos(tmp_path, n_photos=30)
+    (parity,) = export_model(run, tmp_path / "model.onnx", ExportOptions("onnx")).parities
+    assert parity.n_images == 32
+    assert parity.largest_difference < 1e-4

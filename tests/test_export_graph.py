@@ -103,11 +103,11 @@ def check(logits: NDArray, probabilities: NDArray | None = None) -> float:
     shown = softmax(logits) if probabilities is None else probabilities
 
     def predict(images: NDArray) -> dict[str, NDArray]:
-        number = int(images[0, 0, 0, 0])
-        return {"logits": logits[[number]], "probabilities": shown[[number]]}
+        numbers = images[:, 0, 0, 0]
+        return {"logits": logits[numbers], "probabilities": shown[numbers]}
 
     n = len(REFERENCE)
-    sample = FakeSample(*[np.zeros(n)] * 5)  # type: ignore[arg-type, list-item]
+    sample = FakeSample(*[np.zeros(n)] * 6)  # type: ignore[arg-type, list-item]
     return check_parity("it", predict, sample, REFERENCE).largest_difference
 
 

@@ -12,26 +12,36 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from counting_engine import CountingEngine
 from image_files import png_bytes, write_images
 from numpy.typing import NDArray
 from PIL import Image
 
 import classify
-from classify.predict import Classifier, Predictions, PredictOptions
+from classify.predict import Predictions, PredictOptions
 from classify.predict_cli import predict_images
 from classify.probes import LogisticRegressionProbe
 from classify.runs import write_metrics
 from data_cache.cache import FeatureCache
-from data_cache.errors import BadImagesError, HeadstartError, RunError, SourceError
+from data_cache.errors import (
+    BadImagesError,
+    HeadstartError,
+    RunError,
+    SourceError,
+    WeightsError,
+)
 from data_cache.files import TEMPORARY_MARK
 from extract import extraction, extractor
+from extract.backbones import get_backbone
 from extract.decode import DecodeOptions
 from extract.extraction import ExtractionOptions
 from extract.sources import SourceOptions, open_source
 from extract.sources.unlabeled import NamedImage
+from extract.weights import Weights, random_weights
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared"
@@ -39,21 +49,6 @@ WEIGHTS = SHARED / "weights" / "mobilenet_v2_1.0_96_no_top.h5"
 CLASSES = ("ant", "bee, red", "cät")
 SIDE = 32
 RANDOM = PredictOptions(weights="random", batch_size=4)
-
-
-class CountingEngine:
-    """Features are the mean of each image's channels; counts the images that it is given."""
-
-    name = "counting"
-    n_features = 3
-    n_concurrent = 2
-
-    def __init__(self) -> None:
-        self.n_images = 0
-
-    def __call__(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
-        self.n_images += len(batch)
-        return batch.mean(axis=(1, 2))
 
 
 @pytest.fixture(autouse=True)
@@ -226,6 +221,18 @@ def test_bad_images_keep_their_places_and_get_a_reason_and_exit_code_3(
     assert "2 images classified, 2 left out" in result.stderr
 
 
+def test_line_of_a_table_without_a_path_is_a_bad_row_and_stops_nothing(
+    run: Path, photos: Path, tmp_path: Path
+) -> None:
+    good = photos / CLASSES[2] / "0203.png"
+    listed = table(tmp_path, f"label,path\n1,{good}\n2,\n3\n\n4,{good}\n")
+    result = command(run, listed, "--output", tmp_path / "out.csv")
+    rows = read_csv(tmp_path / "out.csv")
+    assert result.exit_code == 3
+    assert [row["error"] for row in rows] == ["", *["the line has no path"] * 2, ""]
+    assert [row["path"] for row in rows[1:3]] == [f"{listed}:3", f"{listed}:4"]
+
+
 def test_only_bad_images_are_still_told_of(run: Path, photos: Path) -> None:
     result = command(run, photos / CLASSES[0] / "torn.png", "--format", "jsonl")
     assert result.exit_code == 3
@@ -276,7 +283,6 @@ def test_pattern_with_two_stars_reaches_every_folder(
         (lambda folder: folder / "*.png", "as a pattern it matches none"),
         (lambda folder: folder, "no images in"),
         (lambda folder: table(folder, "file,label\n"), "one called path is expected"),
-        (lambda folder: table(folder, "path,label\na.png,1\n,2\n"), "line 3: no path"),
         (lambda folder: table(folder, b"path\n\xff\xfe\n"), "is not UTF-8 text"),
     ],
 )
@@ -378,7 +384,7 @@ def test_cache_of_another_recipe_is_refused(
         ({"preprocessing": "triangle/9 tf/1"}, "preprocessing triangle/1 tf/1, was triangle/9"),
         ({"decoding": "rgb8/9 alpha=white"}, "decoding 'rgb8/9 alpha=white'"),
         ({"decoding": 5}, "not one of this program"),
-        ({"feature_layer": "block_3"}, "feature layer avg_pool, was block_3"),
+        ({"feature_layer": 5}, "feature layer 5, expected a name"),
         ({"resize_mode": "melt"}, "resize mode 'melt', expected stretch, crop, pad"),
         ({"numeric_class": "int8"}, "numeric class 'int8'"),
         ({"image_size": "32"}, "image size '32'"),
@@ -428,8 +434,8 @@ class Bomb:
         (lambda run: edit_metrics(run, selected="forest"), "no model 'forest'"),
         (lambda run: edit_metrics(run, selected="dense"), r"head\.keras cannot be read"),
         (lambda run: (run / "logistic_regression.npz").unlink(), "No such file"),
-        (lambda run: save_arrays(run / "logistic_regression.npz", mean=np.ones(5)), "shapes"),
-        (lambda run: save_arrays(run / "logistic_regression.npz", scale=np.ones(())), "shapes"),
+        (lambda run: save_arrays(run / "logistic_regression.npz", mean=np.ones(5)), "shape"),
+        (lambda run: save_arrays(run / "logistic_regression.npz", scale=np.ones(())), "shape"),
         (
             lambda run: save_arrays(run / "logistic_regression.npz", intercept=np.full(3, np.nan)),
             "not all finite",
@@ -478,6 +484,78 @@ def test_model_of_another_backbone_is_refused(
     run = write_run(tmp_path / "run", cache, other)
     with pytest.raises(RunError, match="takes 5 features, but the backbone gives 3"):
         classify.load(run, RANDOM).predict([png_bytes(0)])
+
+
+def test_calibrated_probabilities_are_those_of_logits_divided_by_the_temperature(
+    cache: Path, probe: LogisticRegressionProbe, photos: Path, tmp_path: Path
+) -> None:
+    figures = {"temperature": 2.0, "temperature_from": "validation"}
+    run = write_run(tmp_path / "run", cache, probe, logistic_regression=figures)
+    images = sorted((photos / CLASSES[2]).iterdir())
+    raw = classify.load(run, RANDOM).predict(images)
+    calibrated = classify.load(run, replace(RANDOM, probabilities="calibrated")).predict(images)
+    roots = np.sqrt(raw.probabilities)
+    expected = roots / roots.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(calibrated.probabilities, expected, atol=1e-9)
+    words = ("--probabilities", "calibrated", "--format", "jsonl")
+    said = json.loads(command(run, images[0], *words).stdout)
+    assert said["probability"] == pytest.approx(expected[0].max(), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("figures", "message"),
+    [
+        ({"temperature": None}, "no temperature was fitted"),
+        ({}, "no temperature was fitted"),
+        (None, "no temperature was fitted"),
+        ({"temperature": 0}, "expected one above 0"),
+        ({"temperature": "hot"}, "expected one above 0"),
+    ],
+)
+def test_calibrated_probabilities_are_refused_without_a_temperature(
+    cache: Path,
+    probe: LogisticRegressionProbe,
+    photos: Path,
+    tmp_path: Path,
+    figures: Any,
+    message: str,
+) -> None:
+    run = write_run(tmp_path / "run", cache, probe, logistic_regression=figures)
+    result = command(run, photos, "--probabilities", "calibrated")
+    assert (result.exit_code, len(result.stderr.splitlines())) == (2, 1)
+    assert message in result.stderr
+
+
+def test_weights_are_found_where_the_run_found_them_and_compared_all_the_same(
+    cache: Path, probe: LogisticRegressionProbe, photos: Path, tmp_path: Path
+) -> None:
+    weights = random_weights(get_backbone("mobilenet_v2"), seed=7)
+    kept = keras_file_of(weights, tmp_path / "mine.weights.h5")
+    with FeatureCache.open(cache) as opened:
+        recipe = asdict(replace(opened.recipe, weights_digest=weights.digest))
+        provenance = replace(opened.provenance, weights="the file", weights_path=str(kept))
+    said = {"recipe": recipe, "provenance": asdict(provenance)}
+    run = write_run(tmp_path / "run", cache, probe, **said)
+    image = photos / CLASSES[2] / "0203.png"
+    assert classify.load(run).predict(image).labels
+    keras_file_of(random_weights(get_backbone("mobilenet_v2"), seed=8), kept)
+    with pytest.raises(WeightsError, match=f"but .* digest {weights.digest[:12]}"):
+        classify.load(run)
+    tuned = keras_file_of(weights, run / "backbone.weights.h5")
+    assert classify.load(run).extractor.weights.path == tuned, "a fine-tuned run has its own"
+
+
+def keras_file_of(weights: Weights, path: Path) -> Path:
+    """Write weights as ``keras.applications`` lays them out, without Keras."""
+    with h5py.File(path, "w") as file:
+        for layer, arrays in zip(weights.layout.layers, weights.arrays, strict=True):
+            group = file.create_group(layer.name)
+            names = [f"{layer.name}/{name}:0" for name, _ in layer.variables]
+            group.attrs["weight_names"] = [name.encode() for name in names]
+            for name, array in zip(names, arrays, strict=True):
+                group[name] = array
+        file.attrs["layer_names"] = [layer.name.encode() for layer in weights.layout.layers]
+    return path
 
 
 def test_class_without_training_rows_has_probability_0(
@@ -569,7 +647,7 @@ def test_image_that_cannot_be_read_is_named(run: Path, image: Any, message: str)
 
 
 def test_images_are_taken_as_they_are_needed(run: Path, engine: CountingEngine) -> None:
-    classifier = Classifier.load(run, RANDOM)
+    classifier = classify.load(run, RANDOM)
     n_taken = 0
 
     def endless() -> Iterator[NamedImage]:

@@ -8,27 +8,27 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from classify import metrics
 from classify.export.description import Description
-from classify.export.parity import Parity
-from classify.results import TITLES
+from classify.export.parity import AnyParity
+from classify.intervals import wilson_interval
+from classify.results import title_of
 
 _N_NAMED = 50
 
 
-def model_card(description: Description, parities: Sequence[Parity]) -> str:
+def model_card(description: Description, parities: Sequence[AnyParity]) -> str:
     """Return the card as Markdown."""
     sections = (
         ("Data", _data(description)),
         ("Classes", _classes(description)),
         ("How good it is", _quality(description)),
         ("What is inside", _inside(description)),
-        ("Checked", [f"- {parity.sentence()}." for parity in parities]),
+        ("Checked", _checked(description, parities)),
         ("Intended use", _intended(description)),
         ("What was not tested", _NOT_TESTED),
     )
     lines = [f"# Image classifier: {len(description.classes)} classes", ""]
-    lines += ["Takes raw RGB images of any size; resizing and scaling are inside the model.", ""]
+    lines += [_takes(description), ""]
     for title, body in sections:
         lines += [f"## {title}", "", *body, ""]
     return "\n".join(lines)
@@ -38,9 +38,38 @@ _NOT_TESTED = [
     "- Images of another origin than the data above, or of classes that are not listed: the model "
     "always names one of its classes.",
     "- Accuracy for single groups of people, places, cameras or times.",
-    "- Whether the probabilities are calibrated, and how the model bears noise or attacks.",
+    "- How the model bears noise or attacks.",
     "- Other runtimes and devices than the one named under Checked.",
 ]
+
+
+def _checked(description: Description, parities: Sequence[AnyParity]) -> list[str]:
+    """Say how the file was compared with the run."""
+    lines = [f"- {parity.sentence()}." for parity in parities]
+    if description.takes_one_size:
+        lines += [
+            "- These are images of training and validation: what the accuracies differ by is what "
+            "conversion and resizing cost, and their level flatters.",
+        ]
+    return lines
+
+
+def _takes(description: Description) -> str:
+    """Say what goes in."""
+    if not description.takes_one_size:
+        return "Takes raw RGB images of any size; resizing and scaling are inside the model."
+    size, mode = description.run.recipe.image_size, description.run.recipe.resize_mode
+    return (
+        f"Takes one RGB image of {size} x {size} pixels, uint8, which the caller resizes ({mode}); "
+        "scaling is inside the model."
+    )
+
+
+def _probabilities(description: Description) -> str:
+    """Say whether they are calibrated."""
+    if description.temperature is None:
+        return "the softmax of the logits as they are; whether they are calibrated was not measured"
+    return f"calibrated: the logits are divided by the temperature {description.temperature:.4g}"
 
 
 def _data(description: Description) -> list[str]:
@@ -75,7 +104,7 @@ def _quality(description: Description) -> list[str]:
 
 
 def _row(name: str, accuracy: float, n: int) -> str:
-    low, high = metrics.wilson_interval(round(accuracy * n), n)
+    low, high = wilson_interval(round(accuracy * n), n)
     return f"| {name} | {accuracy:.4f} | {low:.4f} to {high:.4f} | {n:,} |"
 
 
@@ -88,11 +117,12 @@ def _inside(description: Description) -> list[str]:
         f"- Preprocessing: float32, {preprocessing.resize_mode} to {size} x {size} pixels "
         f"(bilinear, antialiased), scaled to [{preprocessing.scaling.lowest:g}, "
         f"{preprocessing.scaling.highest:g}]",
-        f"- Backbone: {extractor.backbone.name}, frozen; weights: {weights.description}",
+        f"- Backbone: {extractor.backbone.name}; weights: {weights.description}",
         f"- SHA-256 of the weights in canonical order: `{weights.digest}`",
         *([f"- SHA-256 of their file: `{weights.file_sha256}`"] if weights.file_sha256 else []),
-        f"- Head: {TITLES[description.model]}",
-        "- License of the weights: not recorded; see where they are from before passing this on",
+        f"- Head: {title_of(description.model)}",
+        f"- Probabilities: {_probabilities(description)}",
+        f"- License of the weights: {description.license.sentence()}",
     ]
 
 

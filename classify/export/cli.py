@@ -17,21 +17,32 @@ _PATH = click.Path(path_type=Path)
 @click.option(
     "--format",
     required=True,
-    type=click.Choice(["keras", "savedmodel", "onnx"]),
+    type=click.Choice(["keras", "savedmodel", "onnx", "tflite"]),
     help="savedmodel is a folder, the others are files.",
 )
 @click.option(
-    "--output", required=True, type=_PATH, help="The file, NAME.keras or NAME.onnx, or the folder."
+    "--output",
+    required=True,
+    type=_PATH,
+    help="The file, which ends in .keras, .onnx or .tflite, or the folder.",
 )
 @click.option(
     "--model",
-    type=click.Choice(["dense", "logistic_regression"]),
-    help="Which model of the run.  [default: the one that was selected]",
+    metavar="NAME",
+    help="Which model of the run, such as dense or logistic_regression.  [default: the one that "
+    "was selected]",
+)
+@click.option(
+    "--probabilities",
+    type=click.Choice(["raw", "calibrated"]),
+    default="raw",
+    show_default=True,
+    help="calibrated: by the temperature that was fitted in training.",
 )
 @click.option(
     "--weights",
     metavar="imagenet|FILE|random",
-    help="Where the backbone's weights are.  [default: imagenet]",
+    help="Where the backbone's weights are.  [default: where they were in training]",
 )
 @click.option(
     "--cache", type=_PATH, help="Where the features are.  [default: where the run found them]"
@@ -48,13 +59,21 @@ _PATH = click.Path(path_type=Path)
     show_default=True,
     help="Of the pixels that an ONNX file takes; the other formats take both.",
 )
+@click.option(
+    "--quantize",
+    type=click.Choice(["none", "float16", "int8"]),
+    default="none",
+    show_default=True,
+    help="Make a TFLite file smaller; int8 is calibrated on images of the run.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace the export that is at --output.")
 def export_model(run: Path, output: Path, **choices: Any) -> None:
     """Export RUN as one model: raw RGB images of any size in, probabilities out.
 
     Resizing, scaling, backbone and head are one graph. Before anything is written, images of the
     run go through the new file in its own runtime, and it has to predict what the run does. A model
-    card is written beside it.
+    card is written beside it. tflite, for phones, takes images that are resized already; what that
+    and --quantize cost in accuracy is measured, shown and written down.
 
     \b
     Example:

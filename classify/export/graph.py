@@ -9,17 +9,20 @@ format can have it, which is the same function and faster on large images.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from classify.export.head import DenseLayer
 from data_cache.console import import_keras
 from extract.backbones import Backbone
 from extract.convert import exportable
-from extract.preprocess import PAD_FILL, PixelScaling, Preprocessing
-from extract.weights import Weights, set_weights
+from extract.feature_layers import load_feature_model
+from extract.preprocess import PAD_FILL, Pixels, PixelScaling, Preprocessing
+from extract.weights import Weights
 
 IMAGES, LOGITS, PROBABILITIES = "images", "logits", "probabilities"
 """Names of the input and of the two outputs, in every format."""
@@ -46,18 +49,48 @@ class Plan:
         keras = import_keras()
         images = keras.layers.Input((None, None, 3), name=IMAGES)
         resized = _resize(images, self.preprocessing, portable=portable)
-        logits = self._logits(resized, portable=portable)
+        logits = _head(self._features(resized, portable=portable), self.layers)
         probabilities = keras.layers.Softmax(name=PROBABILITIES)(logits)
         outputs = {PROBABILITIES: probabilities, LOGITS: logits}
         return keras.Model(images, outputs, name="image_classifier")
 
-    def _logits(self, resized: Any, *, portable: bool) -> Any:
-        """Take (n, S, S, 3) float pixels to logits."""
-        backbone = self.backbone.build(self.preprocessing.image_size)
-        set_weights(backbone, self.weights)
+    def build_fixed(self) -> Any:
+        """Return the Keras model for one image that is resized already, as phones want it.
+
+        It takes (1, S, S, 3) pixels, uint8, to probabilities (1, k).
+        """
+        keras = import_keras()
+        images = self._fixed_input("uint8")
+        logits = _head(self._features(images, portable=True), self.layers)
+        return keras.Model(images, keras.layers.Softmax(name=PROBABILITIES)(logits))
+
+    def build_fixed_features(self) -> Any:
+        """Return the Keras model from (1, S, S, 3) pixels, float32, to features (1, d)."""
+        images = self._fixed_input("float32")
+        return import_keras().Model(images, self._features(images, portable=True))
+
+    def fixed_function(self) -> Callable[[Pixels], NDArray[np.float32]]:
+        """Return :meth:`build_fixed` as a function of arrays, compiled."""
+        model = self.build_fixed()
+        import tensorflow as tf
+
+        size = self.preprocessing.image_size
+        taken = tf.TensorSpec((1, size, size, 3), tf.uint8)
+        forward = tf.function(lambda images: model(images, training=False), input_signature=[taken])
+        return lambda images: np.asarray(forward(images))
+
+    def _fixed_input(self, dtype: str) -> Any:
+        """Return the input for one image of the backbone's size."""
+        size = self.preprocessing.image_size
+        return import_keras().layers.Input((size, size, 3), batch_size=1, dtype=dtype, name=IMAGES)
+
+    def _features(self, resized: Any, *, portable: bool) -> Any:
+        """Take (n, S, S, 3) pixels to features (n, d)."""
+        size = self.preprocessing.image_size
+        backbone = load_feature_model(self.backbone, self.weights, size)
         if portable:
             backbone = exportable(backbone)
-        return _head(backbone(_scale(resized, self.preprocessing.scaling)), self.layers)
+        return backbone(_scale(resized, self.preprocessing.scaling))
 
 
 def _scale(images: Any, scaling: PixelScaling) -> Any:

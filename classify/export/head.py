@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from classify.estimators import LogitsClassifier
 from classify.heads import DenseHead
-from classify.probes import LogisticRegressionProbe
+from classify.probes import LinearProbe
 from data_cache.console import import_keras
 from data_cache.errors import ExportError
 
@@ -35,7 +35,7 @@ def dense_layers(model: LogitsClassifier) -> tuple[DenseLayer, ...]:
     ExportError
         The model is of a kind, or has a layer, that has no such form.
     """
-    if isinstance(model, LogisticRegressionProbe):
+    if isinstance(model, LinearProbe):
         return (_folded(model.coef_.T, model.intercept_, model.mean_, model.scale_),)
     if isinstance(model, DenseHead):
         return _layers_of(model.model_)
@@ -76,3 +76,10 @@ def _folded(
     folded = kernel.astype(np.float64) / scale[:, None]
     shift = np.broadcast_to(mean, len(kernel)) @ folded
     return DenseLayer(folded.astype(np.float32), (bias - shift).astype(np.float32), activation)
+
+
+def tempered(layers: tuple[DenseLayer, ...], temperature: float) -> tuple[DenseLayer, ...]:
+    """Return layers whose logits are those of ``layers``, divided by a temperature above 0."""
+    *first, last = layers
+    kernel, bias = (np.float32(1 / temperature) * part for part in (last.kernel, last.bias))
+    return (*first, DenseLayer(kernel, bias, last.activation))

@@ -14,10 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from classify.runs import Run
-from classify.selection import TRAINING_SPLIT
+from classify.selection import TRAINING_SPLIT, VALIDATION_SPLIT
 from data_cache.cache import FeatureCache
 from data_cache.digests import KeyIndex, as_content, as_keys
 from data_cache.errors import ImageUnavailableError, SourceError
+from data_cache.rows import Rows
 from extract.decode import DecodeOptions, decode
 from extract.preprocess import Pixels
 from extract.sources import Source, open_source
@@ -92,6 +93,8 @@ class Sample:
     content : (n, 32) uint8, their digests
     decoding : how they were decoded for the cache
     features : (n, d) float32, from the cache
+    labels : (n,) int64, positions in the classes of the cache
+    n_validation : how many of them, the first, the run validated on
     """
 
     place: Place
@@ -99,6 +102,8 @@ class Sample:
     content: NDArray[np.uint8]
     decoding: DecodeOptions
     features: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    n_validation: int = 0
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -114,8 +119,25 @@ class Sample:
         raw = self.place.fetch(int(self.positions[number]))
         if content_digest(raw) != self.content[number].tobytes():
             raise ImageUnavailableError("an image was changed while it was exported: try again")
-        pixels = decode(raw, self.decoding)
-        return pixels if pixels.shape[2] == _N_CHANNELS else pixels.repeat(_N_CHANNELS, axis=2)
+        return as_rgb(decode(raw, self.decoding))
+
+    def take(self, rows: slice) -> Sample:
+        """Return a part of the sample."""
+        kept = range(len(self))[rows]
+        return Sample(
+            self.place,
+            self.positions[rows],
+            self.content[rows],
+            self.decoding,
+            self.features[rows],
+            self.labels[rows],
+            sum(number < self.n_validation for number in kept),
+        )
+
+
+def as_rgb(pixels: Pixels) -> Pixels:
+    """Return (h, w, 3) pixels for (h, w, 1) gray ones, and color as it is."""
+    return pixels if pixels.shape[2] == _N_CHANNELS else pixels.repeat(_N_CHANNELS, axis=2)
 
 
 def open_place(run: Run, images: Path | None) -> Place:
@@ -137,28 +159,78 @@ def open_place(run: Run, images: Path | None) -> Place:
         ) from error
 
 
-def draw(cache: FeatureCache, place: Place, decoding: DecodeOptions, n: int) -> Sample:
-    """Draw ``n`` training images of a cache, or all where it has fewer, that are in ``place``.
+@dataclass(frozen=True)
+class Pool:
+    """The images of a cache that an export may look at: those a run learnt and validated on.
 
-    The same cache and place give the same images.
+    Attributes
+    ----------
+    cache : the cache
+    splits : the splits that they are in
+    validation : the ids of those that the run validated on
+    """
+
+    cache: FeatureCache
+    splits: tuple[str, ...] = (TRAINING_SPLIT,)
+    validation: frozenset[bytes] = frozenset()
+
+    @classmethod
+    def of(cls, run: Run, cache: FeatureCache) -> Pool:
+        """Take a run's images, but none of its test."""
+        has_own_split = run.metrics.get("validation_drawn") is False
+        validates = has_own_split and VALIDATION_SPLIT in cache.split_names
+        splits = (TRAINING_SPLIT, VALIDATION_SPLIT) if validates else (TRAINING_SPLIT,)
+        return cls(cache, splits, frozenset(one.encode() for one in run.part_ids("validation")))
+
+    def rows(self) -> list[Rows]:
+        """Return the rows of each split."""
+        return [self.cache.rows(split) for split in self.splits]
+
+    def features(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return the features (m, d) at positions, which count through all splits."""
+        features = np.empty((len(rows), self.cache.n_features), np.float32)
+        start = 0
+        for split in self.splits:
+            stop = start + self.cache.n_rows(split)
+            here = (rows >= start) & (rows < stop)
+            features[here] = self.cache.take(split, rows[here] - start)
+            start = stop
+        return features
+
+
+def draw(pool: Pool, place: Place, decoding: DecodeOptions, n: int) -> Sample:
+    """Draw ``n`` images of a pool that are in ``place``, or all where it has fewer.
+
+    Those that the run validated on come first. The same pool and place give the same images.
 
     Raises
     ------
     SourceError
         There are fewer.
     """
-    content = cache.rows(TRAINING_SPLIT).content
+    parts = pool.rows()
+    content = np.concatenate([rows.content for rows in parts])
+    ids = [one for rows in parts for one in rows.ids.tolist()]
+    validated = np.array([one in pool.validation for one in ids], bool)
     found = KeyIndex(as_keys(place.content)).find(as_keys(content))
     order = np.random.default_rng(_SEED).permutation(len(found))
+    order = order[np.argsort(~validated[order], kind="stable")]
     n_wanted = min(n, len(found))
     rows = order[found[order] >= 0][:n_wanted]
     if len(rows) < n_wanted:
         raise SourceError(
-            f"{len(rows)} of the {len(found):,} training images of {cache.path} were found again, "
-            f"expected {n_wanted}: say where they are with --images"
+            f"{len(rows)} of the {len(found):,} training images of {pool.cache.path} were found "
+            f"again, expected {n_wanted}: say where they are with --images"
         )
-    features = cache.take(TRAINING_SPLIT, rows)
-    return Sample(place, found[rows], content[rows], decoding, features)
+    return Sample(
+        place,
+        found[rows],
+        content[rows],
+        decoding,
+        pool.features(rows),
+        np.concatenate([one.labels for one in parts])[rows],
+        int(validated[rows].sum()),
+    )
 
 
 def _open(text: Path | str) -> Source:

@@ -1,0 +1,184 @@
+"""Files that might do more than classify are refused before anything is loaded."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from export_tools import Exports
+
+from classify.export.safety import (
+    KERAS_CLASSES,
+    OPERATIONS,
+    check_keras_file,
+    check_saved_model,
+)
+from data_cache.console import import_keras
+from data_cache.errors import ModelError
+
+
+def keras_file(folder: Path, config: Any) -> Path:
+    path = folder / "model.keras"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("config.json", config if isinstance(config, str) else json.dumps(config))
+    return path
+
+
+def nested(layer: dict[str, Any]) -> dict[str, Any]:
+    dense = {"module": "keras.layers", "class_name": "Dense", "config": {"activation": layer}}
+    return {"module": "keras", "class_name": "Sequential", "config": {"layers": [dense]}}
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        {"module": "keras.layers", "class_name": "Lambda", "config": {}},
+        {"module": "keras.layers", "class_name": "TorchModuleWrapper", "config": {}},
+        {"module": "keras.layers", "class_name": "StringLookup", "config": {}},
+        {"module": "builtins", "class_name": "function", "config": "print"},
+        {"module": "os", "class_name": "Dense", "config": {}},
+        {"class_name": "__lambda__", "config": {"value": "x"}},
+        {"module": "keras.config", "config": "enable_unsafe_deserialization"},
+        {"module": ["keras.layers"], "class_name": "Dense"},
+    ],
+)
+def test_keras_file_with_a_class_outside_the_list_is_refused(
+    tmp_path: Path, layer: dict[str, Any]
+) -> None:
+    check_keras_file(keras_file(tmp_path, nested({"module": "keras.layers", "class_name": "ReLU"})))
+    with pytest.raises(ModelError, match=r"is refused: it holds .* might run code"):
+        check_keras_file(keras_file(tmp_path, nested(layer)))
+
+
+@pytest.mark.parametrize("config", ["{", "[" * 100_000, "\xff"])
+def test_keras_file_that_is_damaged_is_refused(tmp_path: Path, config: str) -> None:
+    with pytest.raises(ModelError, match="not a whole"):
+        check_keras_file(keras_file(tmp_path, config))
+
+
+def test_nothing_that_runs_code_is_on_the_lists() -> None:
+    assert not {name for _, name in KERAS_CLASSES if name} & {"Lambda", "TorchModuleWrapper"}
+    assert not {one for one in OPERATIONS if "Py" in one or "File" in one or "Save" in one}
+
+
+@pytest.fixture
+def write_saved_model(tmp_path: Path) -> Callable[[Callable[..., Any]], Path]:
+    """Return a function that saves a function of TensorFlow as a SavedModel."""
+    import_keras()
+    import tensorflow as tf
+
+    def write(function: Callable[..., Any]) -> Path:
+        module = tf.Module()
+        signature = [tf.TensorSpec((), tf.float32)]
+        module.serve = tf.function(function, input_signature=signature)
+        tf.saved_model.save(module, str(tmp_path / "model"))
+        return tmp_path / "model"
+
+    return write
+
+
+def test_saved_model_of_arithmetic_is_let_through(write_saved_model: Any) -> None:
+    check_saved_model(write_saved_model(lambda x: x * 2 + 1))
+
+
+def write_a_file(x: Any) -> Any:
+    import tensorflow as tf
+
+    tf.io.write_file("stolen.txt", "secret")
+    return x
+
+
+def read_a_file_deep_inside(x: Any) -> Any:
+    """In a function of the library that only a branch of another one calls."""
+    import tensorflow as tf
+
+    def read() -> Any:
+        return tf.strings.to_number(tf.io.read_file("secret.txt"))
+
+    return tf.cond(x > 0, tf.function(read), lambda: x)
+
+
+def call_python(x: Any) -> Any:
+    import tensorflow as tf
+
+    return tf.numpy_function(lambda value: value, [x], tf.float32)
+
+
+@pytest.mark.parametrize(
+    ("function", "operation"),
+    [
+        (write_a_file, "WriteFile"),
+        (read_a_file_deep_inside, "ReadFile"),
+        (call_python, "PyFunc"),
+    ],
+)
+def test_saved_model_that_does_more_than_compute_is_refused(
+    write_saved_model: Any, function: Callable[..., Any], operation: str
+) -> None:
+    with pytest.raises(ModelError, match=f"is refused: it holds .*{operation}"):
+        check_saved_model(write_saved_model(function))
+
+
+def edited(exports: Exports, folder: Path, edit: Callable[[Any], object]) -> Path:
+    """Return a SavedModel of ours whose graph was edited."""
+    from tensorflow.core.protobuf import saved_model_pb2
+
+    message = saved_model_pb2.SavedModel()
+    message.ParseFromString((exports.path("savedmodel") / "saved_model.pb").read_bytes())
+    edit(message.meta_graphs[0])
+    (folder / "saved_model.pb").write_bytes(message.SerializeToString())
+    return folder
+
+
+def call_the_saver(graph: Any) -> None:
+    """Let a function that serves call the one that writes variables to files."""
+    saver = next(f for f in graph.graph_def.library.function if "save" in f.signature.name)
+    serving = next(f for f in graph.graph_def.library.function if "lambda" in f.signature.name)
+    node = serving.node_def.add(name="extra", op="StatefulPartitionedCall")
+    node.attr["f"].func.name = saver.signature.name
+
+
+def offer_the_saver(graph: Any) -> None:
+    saver = next(f for f in graph.graph_def.library.function if "save" in f.signature.name)
+    graph.object_graph_def.concrete_functions[saver.signature.name].SetInParent()
+
+
+def write_while_restoring(graph: Any) -> None:
+    restore = next(f for f in graph.graph_def.library.function if "restore" in f.signature.name)
+    restore.node_def.add(name="extra", op="WriteFile")
+
+
+def save_while_serving(graph: Any) -> None:
+    graph.graph_def.node.add(name="extra", op="SaveV2")
+
+
+def make_a_resource(graph: Any) -> None:
+    graph.object_graph_def.nodes.add().resource.device = ""
+
+
+def register_a_class(graph: Any) -> None:
+    graph.object_graph_def.nodes.add(registered_name="mine.Evil").user_object.SetInParent()
+
+
+@pytest.mark.parametrize(
+    ("edit", "found"),
+    [
+        (call_the_saver, "traced_save"),
+        (offer_the_saver, "traced_save"),
+        (write_while_restoring, "WriteFile"),
+        (save_while_serving, "SaveV2"),
+        (make_a_resource, "resource"),
+        (register_a_class, r"mine\.Evil"),
+        (lambda graph: graph.asset_file_def.add(filename="../../etc/passwd"), "asset"),
+    ],
+)
+def test_saved_model_that_misuses_what_saving_needs_is_refused(
+    exports: Exports, tmp_path: Path, edit: Callable[[Any], object], found: str
+) -> None:
+    check_saved_model(exports.path("savedmodel"))
+    with pytest.raises(ModelError, match=f"is refused: it holds .*{found}"):
+        check_saved_model(edited(exports, tmp_path, edit))

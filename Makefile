@@ -1,6 +1,8 @@
 # make demo   sets everything up in .venv, then runs the main job on Fashion-MNIST
+# make lesson sets everything up in .venv, then makes the table of approaches, in about 15 minutes
 # make test   sets everything up in .venv, then runs the test suite
 # make data   gets Fashion-MNIST, which some tests use where they find it
+# make browser gets Debian's Chromium, in which the report is tested; needs root
 # A second run repeats no set-up.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -8,19 +10,25 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo data test stress lint bench clean
+.PHONY: demo lesson data browser test stress lint bench clean
 
 demo: $(READY)
 	$(BIN)/python examples/demo.py
 
+lesson: $(READY)
+	$(BIN)/python examples/lesson.py
+
 data: $(READY)
 	$(BIN)/python examples/demo.py --data-only
+
+browser:
+	command -v chromium || apt-get install --quiet --yes --no-install-recommends chromium
 
 test: $(READY)
 	$(BIN)/python -m pytest -m "not stress"
 
 stress: $(READY)
-	$(BIN)/python -m pytest -m stress tests/stress
+	$(BIN)/python -m pytest -m stress
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -1,6 +1,6 @@
 """Learn from cached features: heads, probes, honest selection and the figures they get.
 
-:func:`load` reads a finished run, to classify new images with it::
+:func:`load` reads a finished run or an exported model, to classify new images with it::
 
     import classify
 
@@ -17,8 +17,11 @@ if TYPE_CHECKING:
     from classify.predict import Classifier, PredictOptions
 
 
-def load(run: Path | str, options: PredictOptions | None = None) -> Classifier:
-    """Return the classifier in a run folder; see :meth:`classify.predict.Classifier.load`."""
-    from classify.predict import Classifier
+def load(path: Path | str, options: PredictOptions | None = None) -> Classifier:
+    """Return the classifier in a run folder, or in a model that ``export-model`` wrote.
 
-    return Classifier.load(run, options)
+    See :func:`classify.predict.load_classifier`.
+    """
+    from classify.predict import load_classifier
+
+    return load_classifier(path, options)

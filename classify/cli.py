@@ -22,7 +22,7 @@ run_options = together(
 )
 """What every command that learns from a cache and writes a run has."""
 
-row_options = together(
+division_options = together(
     click.option(
         "--seed",
         type=click.IntRange(min=0),
@@ -35,7 +35,7 @@ row_options = together(
         type=_OPEN_SHARE,
         default=0.2,
         show_default=True,
-        help="Share of the training rows drawn for validation, where the cache has no split `val`.",
+        help="Share of the training rows drawn for validation, where there is no split `val`.",
     ),
     click.option(
         "--rare-class",
@@ -49,6 +49,14 @@ row_options = together(
         "--test-split", metavar="NAME", help="The split that is the test.  [default: test, if any]"
     ),
     click.option("--no-test", is_flag=True, help="Leave the test alone."),
+)
+"""How rows are divided into those that are learned from, chosen on, and scored."""
+
+tensorboard_option = click.option(
+    "--tensorboard", is_flag=True, help="Write RUN/tensorboard too. Needs the extra `tensorboard`."
+)
+
+left_out_options = together(
     click.option(
         "--verify",
         is_flag=True,
@@ -65,6 +73,9 @@ row_options = together(
         help="CSV with the columns split and id of rows to leave out.",
     ),
 )
+"""How far a cache is believed, and which of its rows take no part."""
+
+row_options = together(division_options, left_out_options)
 """Which rows of a cache do what: :class:`classify.train.RowOptions`."""
 
 
@@ -134,23 +145,80 @@ row_options = together(
     type=_COUNT,
     help="Stop after so many epochs without a lower validation loss, and go back to the best.",
 )
+@click.option(
+    "--folds",
+    "n_folds",
+    type=click.IntRange(min=2),
+    help="Cross-validate with so many folds, groups whole, and select by what that finds.",
+)
+@click.option(
+    "--repeats",
+    "n_repeats",
+    type=_COUNT,
+    default=1,
+    show_default=True,
+    help="Times that folds are drawn.",
+)
+@click.option(
+    "--refit",
+    type=click.Choice(["train", "train+val", "all"]),
+    default="train",
+    show_default=True,
+    help="Rows that the Dense head is fitted to in the end. The logistic regression has the "
+    "validation rows too. `all` has the test's, so nothing is scored on it.",
+)
+@click.option(
+    "--init-from",
+    metavar="RUN",
+    help="Start the Dense head from that of an earlier run. Rows that it learned from never "
+    "validate. Classes that are new in CACHE start as in any head.",
+)
+@click.option(
+    "--champion",
+    metavar="RUN",
+    help="Score the model selected in RUN, too, on the rows that RUN was tested on, and on no "
+    "others. The new run is to be used only if it is not worse.",
+)
+@click.option(
+    "--champion-margin",
+    type=_OPEN_SHARE,
+    default=0.01,
+    show_default=True,
+    help="Not worse: accuracy less the champion's, on the same rows, is above minus this with 95% "
+    "confidence (one-sided, Tango's interval).",
+)
+@click.option(
+    "--memory-limit",
+    metavar="SIZE",
+    help="What features may take of memory, such as 2GB: where they would take more than half of "
+    "it, they are read again in each epoch, shuffled in windows.  [default: what is available]",
+)
+@tensorboard_option
 @row_options
-def train_head(cache: Path, output: Path, *, overwrite: bool, **choices: Any) -> None:
+@click.pass_context
+def train_head(
+    ctx: click.Context, cache: Path, output: Path, *, overwrite: bool, **choices: Any
+) -> None:
     """Train a head on the features in CACHE, check it, and score the test once.
 
     The head is dropout and one dense layer. A logistic regression on the same features is its
-    cross-check; the better of the two on validation rows is selected.
+    cross-check; the better of the two on validation rows, or out of fold, is selected. With
+    --folds, RUN/suspects.csv lists the rows that look mislabeled.
+
+    With --champion the run is written in any case; the exit code is 4 where the champion stays.
 
     \b
     Example:
         train-head fashion.h5 --output runs/first
     """
+    from classify.champion import exit_code
     from classify.summary import summarize
     from classify.train import TrainingOptions
     from classify.train import train_head as train
 
     run = train(cache, output, TrainingOptions(**choices), overwrite=overwrite)
     click.echo(summarize(run))
+    ctx.exit(exit_code(run))
 
 
 def _choices(name: str, meaning: str, default: str) -> Callable[[Callback], Callback]:
@@ -178,9 +246,9 @@ def _choices(name: str, meaning: str, default: str) -> Callable[[Callback], Call
 @click.option(
     "--select-by",
     type=click.Choice(["accuracy", "log_loss", "balanced_accuracy", "macro_f1"]),
-    default="accuracy",
+    default="log_loss",
     show_default=True,
-    help="The figure on validation rows that chooses.",
+    help="The figure on validation rows that chooses. Chance moves the log loss the least.",
 )
 @_choices("learning-rate", "Adam's.", "1e-4:1e-2")
 @_choices("dropout", "Share of inputs left out.", "0,0.2,0.5")
@@ -192,6 +260,12 @@ def _choices(name: str, meaning: str, default: str) -> Callable[[Callback], Call
 @_choices("class-weight", "Weigh classes.", "none")
 @_choices("hidden-units", "Width of a hidden layer.", "0")
 @_choices("patience", "Epochs without gain.", "none")
+@click.option(
+    "--cluster",
+    metavar="tcp://HOST:8786|local:N",
+    help="Train on the workers of a Dask cluster, or on N worker processes here.",
+)
+@tensorboard_option
 @row_options
 def sweep_heads(cache: Path, output: Path, *, overwrite: bool, grid: bool, **choices: Any) -> None:
     """Train many heads on the features in CACHE, and keep the one best on validation rows.

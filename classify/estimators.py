@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils.validation import check_consistent_length, validate_data
 
 from classify.metrics import softmax
+from classify.streams import Features, StreamedFeatures
 
 
 class LogitsClassifier(ClassifierMixin, BaseEstimator, ABC):
@@ -22,6 +25,8 @@ class LogitsClassifier(ClassifierMixin, BaseEstimator, ABC):
     """
 
     classes_: NDArray
+    takes_streams: ClassVar[bool] = False
+    """Whether ``logits`` takes streamed features itself, because blocks of them would cost more."""
 
     @abstractmethod
     def logits(self, X: ArrayLike) -> NDArray[np.floating]:
@@ -52,3 +57,30 @@ class LogitsClassifier(ClassifierMixin, BaseEstimator, ABC):
         """Return the likeliest label of each row, (n,)."""
         codes = self.logits(X).argmax(axis=1)
         return self.classes_[codes]
+
+
+def logits_of(model: LogitsClassifier, features: Features) -> NDArray[np.floating]:
+    """Return the logits (n, k) of features that are in memory or streamed."""
+    if model.takes_streams or not isinstance(features, StreamedFeatures):
+        return model.logits(features)  # type: ignore[arg-type]
+    blocks = [model.logits(block) for block, _ in features.blocks()]
+    return np.concatenate(blocks)
+
+
+def check_rows(
+    model: LogitsClassifier, X: Any, y: ArrayLike, *, dtype: Any = np.float64, reset: bool = True
+) -> tuple[Any, NDArray]:
+    """Return features and labels as scikit-learn's ``validate_data`` does; streams as they are.
+
+    Features that are streamed are checked when they are read.
+    """
+    if not isinstance(X, StreamedFeatures):
+        features, labels = validate_data(model, X, y, dtype=dtype, order="C", reset=reset)
+        return features, labels
+    labels = np.asarray(y)
+    check_consistent_length(X, labels)
+    if reset:
+        model.n_features_in_ = X.shape[1]
+    elif X.shape[1] != model.n_features_in_:
+        raise ValueError(f"features of width {X.shape[1]}: expected {model.n_features_in_}")
+    return X, labels

@@ -78,8 +78,8 @@ _RANGES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
 def check_ranges(parameters: object) -> None:
     """Raise :class:`ParameterError` if an attribute named as a hyperparameter is out of range.
 
-    ``class_weight`` is not looked at.
+    ``class_weight`` is not looked at, nor are hyperparameters that the object does not have.
     """
     for name, (is_right, expected) in _RANGES.items():
-        if not is_right(value := getattr(parameters, name)):
+        if hasattr(parameters, name) and not is_right(value := getattr(parameters, name)):
             raise ParameterError(f"{name} is {value!r}: expected {expected}")

@@ -7,7 +7,7 @@ Whatever is drawn comes from the seed alone, by functions that others can call: 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -20,8 +20,18 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from classify import metrics
-from classify.estimators import LogitsClassifier
+from classify.estimators import LogitsClassifier, check_rows
+from classify.export.safety import check_keras_file
 from classify.head_spec import check_ranges
+from classify.head_weights import carry_weights, hidden_units
+from classify.streams import (
+    Features,
+    StreamedFeatures,
+    WindowShuffle,
+    cut_batches,
+    feature_blocks,
+    fit_scaler,
+)
 from data_cache.console import import_keras
 from data_cache.errors import DataError, ParameterError, TrainingError
 
@@ -99,18 +109,26 @@ class DenseHead(LogitsClassifier):
 
     def fit(
         self,
-        X: ArrayLike,
+        X: ArrayLike | StreamedFeatures,
         y: ArrayLike,
         *,
         classes: ArrayLike | None = None,
-        validation_data: tuple[ArrayLike, ArrayLike] | None = None,
+        validation_data: tuple[Any, ArrayLike] | None = None,
         on_epoch: OnEpoch | None = None,
+        start: DenseHead | None = None,
+        shuffle: WindowShuffle | None = None,
     ) -> Self:
         """Train on features ``X`` (n, d) and labels ``y`` (n,); return self.
 
         ``classes`` are the labels there can be, where some may have no training row; by default
         those in ``y``. ``validation_data`` are measured after each epoch; with ``patience`` they
-        say when to stop, and nothing else is done with them.
+        say when to stop, and nothing else is done with them. ``start`` is a fitted head of the same
+        hidden width to begin from: before the first step the logits of its classes are its own,
+        those of other classes are as in any new head.
+
+        Features may be streamed, see :mod:`classify.streams`; they are then shuffled by
+        ``shuffle``, by default as their budget allows. Rows in memory are shuffled as a whole, or
+        with ``shuffle`` in its order, which gives the same head as streaming does.
 
         Raises
         ------
@@ -119,21 +137,24 @@ class DenseHead(LogitsClassifier):
         ValueError
             Features are not (n, d), or hold NaN or infinity.
         DataError
-            ``y`` has one class only, or a label that is not among ``classes``.
+            ``y`` has one class only, or a label that is not among ``classes``; or ``start`` has a
+            class that is not among them, or another width of features or hidden layer.
         TrainingError
             The loss became NaN or infinite.
         """
         self.check_parameters()
-        features, labels = validate_data(self, X, y, dtype=np.float32, order="C")
+        features, labels = check_rows(self, X, y, dtype=np.float32)
         check_classification_targets(labels)
         self.classes_ = np.unique(labels if classes is None else np.asarray(classes))
-        rows = _Rows(features, self._codes(labels), self._row_weights(labels))
+        rows = _Rows(features, self._codes(labels), self._row_weights(labels), shuffle)
         rows.refuse_one_class(self.classes_)
         validation = None if validation_data is None else self._checked(*validation_data)
         if self.patience is not None and validation is None:
             raise ParameterError("patience needs validation data: give them, or run all epochs")
-        scaler = StandardScaler().fit(features) if self.standardize else None
+        scaler = fit_scaler(features) if self.standardize else None
         self.model_ = build_dense_head(features.shape[1], len(self.classes_), self, scaler)
+        if start is not None:
+            self._start_from(start)
         self._train(rows, validation, on_epoch)
         return self
 
@@ -156,8 +177,9 @@ class DenseHead(LogitsClassifier):
         """Read what :meth:`save` wrote; it predicts, and its parameters are the defaults.
 
         ``classes`` are the labels of the logits' columns. No code in the file can run: Keras
-        loads it in its safe mode.
+        loads it in its safe mode, and only classes that are on a list.
         """
+        check_keras_file(path)
         head = cls()
         head.model_ = import_keras().saving.load_model(path, compile=False, safe_mode=True)
         head.classes_ = np.asarray(classes)
@@ -167,6 +189,16 @@ class DenseHead(LogitsClassifier):
             )
         head.n_features_in_ = int(head.model_.input_shape[1])
         return head
+
+    def _start_from(self, start: DenseHead) -> None:
+        """Take over the weights of another head."""
+        found = (start.n_features_in_, hidden_units(start.model_))
+        if found != (expected := (self.n_features_in_, self.hidden_units)):
+            raise DataError(
+                f"the head to start from has {found[0]} features and {found[1]} hidden units: "
+                f"expected {expected[0]} and {expected[1]}"
+            )
+        carry_weights(start.model_, self.model_, self._codes(start.classes_))
 
     def _codes(self, y: NDArray) -> NDArray[np.int64]:
         """Return the positions of labels (n,) in ``classes_``."""
@@ -179,9 +211,9 @@ class DenseHead(LogitsClassifier):
             )
         return codes
 
-    def _checked(self, X: ArrayLike, y: ArrayLike) -> _Rows:
+    def _checked(self, X: ArrayLike | StreamedFeatures, y: ArrayLike) -> _Rows:
         """Return validation rows after the checks that training rows undergo."""
-        features, labels = validate_data(self, X, y, dtype=np.float32, reset=False)
+        features, labels = check_rows(self, X, y, dtype=np.float32, reset=False)
         return _Rows(features, self._codes(labels))
 
     def _row_weights(self, labels: NDArray) -> NDArray[np.float32] | None:
@@ -199,7 +231,7 @@ class DenseHead(LogitsClassifier):
     def _train(self, rows: _Rows, validation: _Rows | None, on_epoch: OnEpoch | None) -> None:
         """Run Keras's ``fit`` over our own order of the rows; fill ``history_``."""
         keras = import_keras()
-        n_steps = -(-len(rows.features) // self.batch_size)
+        n_steps = -(-len(rows.codes) // self.batch_size)
         self.model_.compile(
             optimizer=self._optimizer(),
             loss=self._loss(),
@@ -252,7 +284,8 @@ class DenseHead(LogitsClassifier):
 
     def _validate(self, rows: _Rows) -> dict[str, float]:
         """Return the loss and the accuracy on validation rows."""
-        logits = self._logits(rows.features)
+        blocks = (self._logits(block) for block, _ in feature_blocks(rows.features))
+        logits = np.concatenate(list(blocks))
         return {
             "val_loss": metrics.log_loss(rows.codes, logits),
             "val_accuracy": metrics.accuracy(rows.codes, logits.argmax(axis=1)),
@@ -271,11 +304,20 @@ class DenseHead(LogitsClassifier):
 
 @dataclass(frozen=True)
 class _Rows:
-    """Checked rows: features (n, d), positions of their labels (n,), weights (n,) or None."""
+    """Checked rows: features (n, d), positions of their labels (n,), weights (n,) or None.
 
-    features: NDArray[np.float32]
+    ``shuffle`` says how epochs are ordered; None as a whole, or of streamed rows by their budget.
+    """
+
+    features: Features
     codes: NDArray[np.int64]
     weights: NDArray[np.float32] | None = None
+    shuffle: WindowShuffle | None = None
+
+    @property
+    def columns(self) -> list[NDArray]:
+        """What goes with the features of a batch."""
+        return [self.codes] if self.weights is None else [self.codes, self.weights]
 
     def refuse_one_class(self, classes: NDArray) -> None:
         """Refuse rows from which nothing can be told apart."""
@@ -351,32 +393,78 @@ def _drawn_seeds(seed: int, layer: int) -> tuple[int, int]:
 
 
 def _batches(rows: _Rows, head: DenseHead) -> tf.data.Dataset:
-    """Return every batch of every epoch: features, codes and, where there are any, weights.
+    """Return every batch of every epoch: features, codes and, where there are any, weights."""
+    import tensorflow as tf
 
-    Gathering rows as they are needed avoids a shuffled copy of the features for each epoch.
+    if isinstance(rows.features, StreamedFeatures):
+        batches = _streamed_batches(rows.features, rows, head)
+    else:
+        batches = shuffled_batches(
+            [rows.features, *rows.columns],
+            seed=head.seed,
+            epochs=head.epochs,
+            batch_size=head.batch_size,
+            order=rows.shuffle.order if rows.shuffle else epoch_order,
+        )
+    if not head.label_smoothing:
+        return batches
+
+    def smooth(features: tf.Tensor, codes: tf.Tensor, *weights: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        return (features, tf.one_hot(codes, len(head.classes_)), *weights)
+
+    return batches.map(smooth)
+
+
+def shuffled_batches(
+    arrays: Sequence[NDArray],
+    *,
+    seed: int,
+    epochs: int,
+    batch_size: int,
+    order: Callable[[int, int, int], NDArray[np.int64]] = epoch_order,
+) -> tf.data.Dataset:
+    """Return every batch of every epoch: the rows of each array, in the order of the epoch.
+
+    ``order`` is called as :func:`epoch_order` is. Gathering rows as they are needed avoids a
+    shuffled copy of the arrays for each epoch.
     """
     import tensorflow as tf
 
-    n_rows = len(rows.codes)
-    arrays = (rows.features, rows.codes, rows.weights)
+    n_rows = len(arrays[0])
     with tf.device("CPU:0"):
-        columns = tuple(tf.constant(array) for array in arrays if array is not None)
+        columns = tuple(tf.constant(array) for array in arrays)
 
-    def order(epoch: tf.Tensor) -> tf.data.Dataset:
+    def positions(epoch: tf.Tensor) -> tf.data.Dataset:
         indices = tf.numpy_function(
-            lambda number: epoch_order(head.seed, int(number), n_rows), [epoch], tf.int64
+            lambda number: order(seed, int(number), n_rows), [epoch], tf.int64
         )
         return tf.data.Dataset.from_tensor_slices(tf.ensure_shape(indices, (n_rows,))).batch(
-            head.batch_size
+            batch_size
         )
 
     def take(indices: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        features, codes, *weights = (tf.gather(column, indices) for column in columns)
-        if head.label_smoothing:
-            codes = tf.one_hot(codes, len(head.classes_))
-        return (features, codes, *weights)
+        return tuple(tf.gather(column, indices) for column in columns)
 
-    return tf.data.Dataset.range(head.epochs).flat_map(order).map(take).prefetch(2)
+    return tf.data.Dataset.range(epochs).flat_map(positions).map(take).prefetch(2)
+
+
+def _streamed_batches(features: StreamedFeatures, rows: _Rows, head: DenseHead) -> tf.data.Dataset:
+    """Return every batch of every epoch, each window of rows read while the one before is used."""
+    import tensorflow as tf
+
+    shuffle = rows.shuffle or features.budget.shuffle(features.shape[1])
+
+    def batches() -> Iterator[tuple[NDArray, ...]]:
+        for epoch in range(head.epochs):
+            windows = features.epoch(shuffle, head.seed, epoch)
+            columns = ((block, *(one[at] for one in rows.columns)) for block, at in windows)
+            yield from cut_batches(columns, head.batch_size)
+
+    signature = (
+        tf.TensorSpec((None, features.shape[1]), tf.float32),
+        *(tf.TensorSpec((None,), one.dtype) for one in rows.columns),
+    )
+    return tf.data.Dataset.from_generator(batches, output_signature=signature).prefetch(2)
 
 
 def _steps_per_call(n_steps: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from classify.selection import LabeledSplits
 from data_cache.cache import FeatureCache
 from data_cache.console import say, warn
 from data_cache.leaks import LeakReport, exact_duplicates, find_leaks, read_exclusions
@@ -30,14 +31,14 @@ def rows_to_leave_out(
     if test_split is None:
         return named
     if not drop_leaks:
-        _warn_of_copies(cache, test_split, named)
+        warn_of_copies(cache, test_split, named)
         return named
     leaking = find_leaks(cache, test_split=test_split).leaking
     say(f"{len(leaking):,} rows left out that have a copy, exact or near, in a later split")
     return named | leaking
 
 
-def _warn_of_copies(cache: FeatureCache, test_split: str, named: LeftOut) -> None:
+def warn_of_copies(cache: LabeledSplits, test_split: str, named: LeftOut = frozenset()) -> None:
     """Warn of rows that are in the test too; their contents tell, so this costs little."""
     splits = {split: cache.rows(split) for split in cache.split_names}
     report = LeakReport(exact_duplicates(splits, cache.classes), (), test_split)

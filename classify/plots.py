@@ -17,7 +17,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 _TRAINING, _VALIDATION, _REFERENCE = "#3b6fb6", "#d1672b", "#5b8a4a"
-_INK, _GRID = "#333333", "#e6e6e6"
+INK, GRID = "#333333", "#e6e6e6"
 _DOTS_PER_INCH = 130
 _POINTS_PER_INCH = 72
 _MOST_MARKERS = 40
@@ -29,12 +29,16 @@ _DARK = 0.35
 
 
 def draw_learning_curves(
-    history: Mapping[str, Sequence[float]], logistic_accuracy: float, path: Path
+    history: Mapping[str, Sequence[float]],
+    logistic_accuracy: float | None,
+    path: Path,
+    title: str = "Learning curves of the Dense head",
 ) -> None:
     """Draw loss and accuracy against the epoch.
 
     ``history`` is :attr:`classify.heads.DenseHead.history_` with validation figures;
-    ``logistic_accuracy`` is what the cross-check reaches on the same validation rows.
+    ``logistic_accuracy`` is what the cross-check reaches on the same validation rows, where there
+    is one.
     """
     figure = Figure(figsize=(10, 4.4), layout="constrained")
     loss, accuracy = figure.subplots(1, 2)
@@ -43,11 +47,12 @@ def draw_learning_curves(
     loss.set_ylim(bottom=0)
     _draw_curves(accuracy, history, "accuracy")
     accuracy.set_ylabel("Accuracy")
-    label = "validation, logistic regression"
-    accuracy.axhline(logistic_accuracy, color=_REFERENCE, ls="--", lw=1.8, label=label)
-    figure.suptitle("Learning curves of the Dense head")
+    if logistic_accuracy is not None:
+        label = "validation, logistic regression"
+        accuracy.axhline(logistic_accuracy, color=_REFERENCE, ls="--", lw=1.8, label=label)
+    figure.suptitle(title)
     figure.legend(*accuracy.get_legend_handles_labels(), loc="outside lower center", ncols=3)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_confusion_matrix(
@@ -71,7 +76,7 @@ def draw_confusion_matrix(
     bar.ax.set_yticklabels(["0", "1%", "10%", "25%", "50%", "100%"])
     bar.set_label("Share of the true class")
     bar.outline.set_visible(False)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _draw_curves(axes: Axes, history: Mapping[str, Sequence[float]], name: str) -> None:
@@ -84,7 +89,7 @@ def _draw_curves(axes: Axes, history: Mapping[str, Sequence[float]], name: str) 
     axes.set_xlabel("Epoch")
     axes.set_xlim(0.5, n_epochs + 0.5)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    axes.grid(color=_GRID)
+    axes.grid(color=GRID)
     axes.spines[["top", "right"]].set_visible(False)
 
 
@@ -108,7 +113,7 @@ def _write_counts(axes: Axes, counts: NDArray[np.int64], shares: NDArray[np.floa
     """Write every count but zeros into its cell, light on dark."""
     size = float(np.clip(180 / len(counts), 7, 11))
     for row, column in np.argwhere(counts):
-        color = "white" if shares[row, column] > _DARK else _INK
+        color = "white" if shares[row, column] > _DARK else INK
         text = f"{counts[row, column]}"
         axes.text(column, row, text, ha="center", va="center", color=color, fontsize=size)
 
@@ -119,7 +124,7 @@ def _plain(name: str) -> str:
     return line if len(line) <= _MOST_LETTERS else line[: _MOST_LETTERS - 1] + "…"
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path) -> None:
     """Write a figure as PNG; letters that no font has become boxes, without a warning each."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)

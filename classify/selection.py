@@ -2,46 +2,94 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from data_cache.cache import FeatureCache
+from classify.streams import join_features
 from data_cache.console import warn
 from data_cache.errors import CacheError, DataError, ParameterError
 from data_cache.leaks import kept_rows
+from data_cache.rows import Rows
 
 TRAINING_SPLIT, VALIDATION_SPLIT = "train", "val"
+_NEARLY_ALL = 1 - 1e-9
 
 RareClass = Literal["keep", "drop", "error"]
 """What becomes of a class too rare to have a validation row: its rows stay in training, they are
 dropped, or the command refuses."""
 
 
+class LabeledSplits(Protocol):
+    """What rows are divided: those of a feature cache, or whatever else has labels and splits."""
+
+    @property
+    def path(self) -> Path:
+        """What the user is told that the rows are of."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names that labels count into."""
+
+    @property
+    def split_names(self) -> tuple[str, ...]:
+        """The splits there are."""
+
+    def rows(self, split: str) -> Rows:
+        """Return what is known of the rows of a split."""
+
+    def features(self, split: str) -> Any:
+        """Return what is learned from, a row each: features, (n, d), or images, (n, h, w, c).
+
+        Features may be streamed, see :mod:`classify.streams`.
+        """
+
+
 @dataclass(frozen=True)
 class Part:
-    """Rows with one task: ids (n,) UTF-8 bytes, features (n, d) float32, labels (n,) int64."""
+    """Rows with one task.
+
+    Attributes
+    ----------
+    ids : (n,) UTF-8 bytes
+    features : (n, d) float32, in memory or streamed; or images, (n, h, w, c) uint8, for a network
+        that takes those
+    labels : (n,) int64
+    groups : (n,) UTF-8 bytes, or None; rows of one group are never divided
+    """
 
     ids: NDArray[np.bytes_]
-    features: NDArray[np.float32]
+    features: Any
     labels: NDArray[np.int64]
+    groups: NDArray[np.bytes_] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def take(self, chosen: NDArray[np.bool_]) -> Part:
-        """Return the rows that a mask (n,) chooses."""
-        return Part(self.ids[chosen], self.features[chosen], self.labels[chosen])
+    def take(self, chosen: NDArray[np.bool_] | NDArray[np.integer]) -> Part:
+        """Return the rows that a mask (n,) or positions (m,) choose."""
+        groups = None if self.groups is None else self.groups[chosen]
+        return Part(self.ids[chosen], self.features[chosen], self.labels[chosen], groups)
 
     def join(self, other: Part) -> Part:
-        """Return these rows followed by the other's."""
+        """Return these rows followed by the other's.
+
+        Where one of the two has groups, each row of the other is a group of its own, by its id.
+        """
+        groups = None
+        if self.groups is not None or other.groups is not None:
+            groups = np.concatenate(
+                [one.ids if one.groups is None else one.groups for one in (self, other)]
+            )
         return Part(
             np.concatenate([self.ids, other.ids]),
-            np.concatenate([self.features, other.features]),
+            join_features(self.features, other.features),
             np.concatenate([self.labels, other.labels]),
+            groups,
         )
 
 
@@ -59,18 +107,21 @@ class Division:
 
 
 def divide(
-    cache: FeatureCache,
+    cache: LabeledSplits,
     *,
     fraction: float,
     seed: int,
     rare_class: RareClass = "keep",
     test_split: str | None = None,
     left_out: frozenset[tuple[str, str]] = frozenset(),
+    is_learned: Callable[[NDArray[np.bytes_]], NDArray[np.bool_]] | None = None,
 ) -> Division:
     """Return the parts: the split ``val`` validates where there is one, else rows are drawn.
 
     Drawn rows are ``fraction`` of the training rows, see :func:`draw_validation`. A split that is
-    the test never validates. Rows of ``left_out``, by split and id, are in no part.
+    the test never validates. Rows of ``left_out``, by split and id, are in no part. ``is_learned``
+    says of ids (n,) which are of rows that a model learned from before: those are never drawn, see
+    :func:`draw_unlearned`.
 
     Raises
     ------
@@ -85,32 +136,30 @@ def divide(
             f"{cache.path} has no split {TRAINING_SPLIT!r} to learn from, only: "
             f"{', '.join(cache.split_names)}: extract it from a source that has one"
         )
-    part, groups = _read_kept(cache, TRAINING_SPLIT, left_out)
+    part = read_kept(cache, TRAINING_SPLIT, left_out)
     if VALIDATION_SPLIT in cache.split_names and test_split != VALIDATION_SPLIT:
-        validation, _ = _read_kept(cache, VALIDATION_SPLIT, left_out)
+        validation = read_kept(cache, VALIDATION_SPLIT, left_out)
         division = Division(part, validation, part.take(np.zeros(len(part), bool)), drawn=False)
     else:
-        chosen = draw_validation(part.labels, groups, fraction=fraction, seed=seed)
+        if is_learned is None:
+            chosen = draw_validation(part.labels, part.groups, fraction=fraction, seed=seed)
+        else:
+            chosen = draw_unlearned(part, is_learned(part.ids), fraction=fraction, seed=seed)
         division = _divide_drawn(part, chosen, cache.classes, rare_class)
     _check_division(division, cache.classes, fraction)
     return division
 
 
-def _read_kept(
-    cache: FeatureCache, split: str, left_out: frozenset[tuple[str, str]]
-) -> tuple[Part, NDArray[np.bytes_] | None]:
-    """Return the rows of a split that are not left out, and their groups, if they have any."""
-    part, groups = read_part(cache, split), cache.rows(split).groups
-    if not left_out:
-        return part, groups
-    kept = kept_rows(split, cache.rows(split), left_out)
-    return part.take(kept), None if groups is None else groups[kept]
+def read_kept(cache: LabeledSplits, split: str, left_out: frozenset[tuple[str, str]]) -> Part:
+    """Return the rows of a split that ``left_out``, by split and id, does not name."""
+    part = read_part(cache, split)
+    return part.take(kept_rows(split, cache.rows(split), left_out)) if left_out else part
 
 
-def read_part(cache: FeatureCache, split: str) -> Part:
-    """Return a whole split of a cache."""
+def read_part(cache: LabeledSplits, split: str) -> Part:
+    """Return a whole split."""
     rows = cache.rows(split)
-    return Part(rows.ids, cache.features(split), rows.labels)
+    return Part(rows.ids, cache.features(split), rows.labels, rows.groups)
 
 
 def draw_validation(
@@ -142,6 +191,36 @@ def draw_validation(
     chosen = np.zeros(len(labels), bool)
     for label, n_chosen in zip(classes, _shares(sizes, fraction), strict=True):
         chosen[rng.permutation(np.flatnonzero(labels == label))[:n_chosen]] = True
+    return chosen
+
+
+def draw_unlearned(
+    part: Part, learned: NDArray[np.bool_], *, fraction: float, seed: int
+) -> NDArray[np.bool_]:
+    """Choose validation rows among those that no model learned from: a mask (n,).
+
+    ``learned`` (n,) are the others, and with one of them goes its whole group. As many rows are
+    chosen as :func:`draw_validation` would choose of all, or nearly all where there are fewer: each
+    class keeps a row.
+
+    Raises
+    ------
+    DataError
+        There are no such rows.
+    """
+    barred = learned
+    if part.groups is not None:
+        barred = np.isin(part.groups, part.groups[learned])
+    fresh = np.flatnonzero(~barred)
+    if not len(fresh):
+        raise DataError(
+            f"all {len(part):,} training rows were learned from by the head to start from, so none "
+            "can validate: add rows, or start from a run with --refit train"
+        )
+    share = min(fraction * len(part) / len(fresh), _NEARLY_ALL)
+    groups = None if part.groups is None else part.groups[fresh]
+    chosen = np.zeros(len(part), bool)
+    chosen[fresh[draw_validation(part.labels[fresh], groups, fraction=share, seed=seed)]] = True
     return chosen
 
 

@@ -18,11 +18,14 @@ from numpy.typing import NDArray
 from classify import metrics
 from classify.batches import TrainingData
 from classify.head_spec import HeadSpec
-from classify.many_heads import train_many_heads
-from classify.runs import SWEEP_FILE, Run, write_table
+from classify.many_heads import TrainedHead, train_many_heads
+from classify.runs import SWEEP_FILE, TENSORBOARD_FOLDER, Run, write_table
 from classify.search import SearchSpace
 from classify.selection import Division
+from classify.sweep_cluster import train_on_cluster
+from classify.tensorboard_log import Session, check_tensorboard, write_sessions
 from classify.train import RowOptions, TrainingOptions, begin, finish
+from data_cache.connecting import n_local_workers
 from data_cache.console import progress, say
 from data_cache.errors import ParameterError, TrainingError
 
@@ -44,7 +47,10 @@ class SweepOptions(RowOptions):
     n_trials : configurations to draw at random, 1 or more; None tries every one of the space
     n_seeds : heads for each configuration, 1 or more, of the seeds ``seed``, ``seed`` + 1, ...:
         a configuration is judged by the mean over them
-    select_by : the figure to judge by
+    select_by : the figure to judge by. The log loss weighs how sure a head is on every row, so on
+        a few hundred rows chance moves it less than the accuracy, which only counts mistakes
+    tensorboard : write every trial, and the winner's curves, for TensorBoard too
+    cluster : ``tcp://host:8786`` or ``local:N``, whose workers train the heads; None: this process
 
     Raises
     ------
@@ -55,12 +61,16 @@ class SweepOptions(RowOptions):
     space: SearchSpace = field(default_factory=SearchSpace)
     n_trials: int | None = 200
     n_seeds: int = 1
-    select_by: SelectBy = "accuracy"
+    select_by: SelectBy = "log_loss"
+    tensorboard: bool = False
+    cluster: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("n_trials", "n_seeds"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ParameterError(f"{name} is {value}: expected 1 or more")
+        if self.cluster is not None:
+            n_local_workers(self.cluster)
         if self.select_by not in get_args(SelectBy):
             expected = ", ".join(get_args(SelectBy))
             raise ParameterError(f"select_by is {self.select_by!r}: expected one of {expected}")
@@ -74,7 +84,7 @@ class SweepOptions(RowOptions):
     def winner(self, spec: HeadSpec) -> TrainingOptions:
         """Return how to train the configuration that won."""
         rows = {one.name: getattr(self, one.name) for one in fields(RowOptions)}
-        return TrainingOptions(**asdict(spec) | rows)
+        return TrainingOptions(**asdict(spec) | rows, tensorboard=self.tensorboard)
 
 
 @dataclass(frozen=True)
@@ -129,6 +139,8 @@ def sweep_heads(
     """
     options = options or SweepOptions()
     specs = options.specs()
+    if options.tensorboard:
+        check_tensorboard()
     with begin(cache, output, options, overwrite=overwrite) as job:
         with job.clock.time("sweep"):
             trials = rank(
@@ -143,7 +155,7 @@ def sweep_heads(
             job,
             options.winner(best.spec),
             more_metrics={"sweep": _facts(trials, options)},
-            write_more=lambda folder: write_trials(folder / SWEEP_FILE, trials),
+            write_more=lambda folder: _write(folder, trials, options),
         )
 
 
@@ -160,10 +172,11 @@ def run_trials(
     scores: dict[int, HeadScore] = {}
     n_epochs = sum(spec.epochs for spec in heads)
     with progress(f"Training {len(heads):,} heads", total=n_epochs, unit="epochs") as advance:
-        for position, head in train_many_heads(heads, data, advance=advance):
-            scores[position] = measure(
-                validation.labels, head.validation_logits, n_epochs=head.n_epochs
-            )
+        if options.cluster is not None:
+            scores |= train_on_cluster(heads, data, options.cluster, _score, advance)
+        else:
+            trained = train_many_heads(heads, data, advance=advance)
+            scores |= ((position, _score(head, data)) for position, head in trained)
     return [
         Trial(
             number + 1,
@@ -172,6 +185,11 @@ def run_trials(
         )
         for number, spec in enumerate(specs)
     ]
+
+
+def _score(head: TrainedHead, data: TrainingData) -> HeadScore:
+    """Return the figures of a head on the validation rows."""
+    return measure(data.validation_labels, head.validation_logits, n_epochs=head.n_epochs)
 
 
 def measure(
@@ -217,6 +235,22 @@ def describe(trial: Trial) -> str:
             flag = f"--{name.replace('_', '-')}"
             options.append(flag if value is True else f"{flag} {value}")
     return " ".join(options) or "the defaults"
+
+
+def _write(folder: Path, trials: Sequence[Trial], options: SweepOptions) -> None:
+    """Write the files that a sweep adds to a run."""
+    write_trials(folder / SWEEP_FILE, trials)
+    if options.tensorboard:
+        write_sessions(folder / TENSORBOARD_FOLDER / "trials", _sessions(trials))
+
+
+def _sessions(trials: Sequence[Trial]) -> Iterator[Session]:
+    """Yield each head as TensorBoard's hparams view takes it."""
+    for trial in trials:
+        settings = {name: getattr(trial.spec, name) for name in _SPEC_FIELDS}
+        for seed, score in trial.scores.items():
+            name = f"{trial.number:05d}"
+            yield Session(f"{name}-seed-{seed}", name, settings, asdict(score))
 
 
 def write_trials(path: Path, trials: Sequence[Trial]) -> None:

@@ -18,9 +18,9 @@ NAMES = ["$x$", "two\nlines", "日本", "", "a name that is far too long to be w
 def figure_of(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     """Collect the figures that are saved."""
     seen: list[Figure] = []
-    save = plots._save
+    save = plots.save_figure
     monkeypatch.setattr(
-        plots, "_save", lambda figure, path: (seen.append(figure), save(figure, path))
+        plots, "save_figure", lambda figure, path: (seen.append(figure), save(figure, path))
     )
     return seen
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from math import nan
 from pathlib import Path
 from typing import Any
@@ -293,3 +294,21 @@ def test_a_run_that_exists_is_kept(cache: Path, run: Path, monkeypatch: pytest.M
     assert result.exit_code == 2
     assert "exists already" in result.stderr
     assert (run / "metrics.json").read_bytes() == before
+
+
+def test_sweep_on_a_cluster_is_the_sweep_of_one_process(tmp_path: Path) -> None:
+    pytest.importorskip("distributed")
+    cache = write_blobs(tmp_path / "cache.h5")
+    options = replace(OPTIONS, n_trials=6)
+    sweep_heads(cache, tmp_path / "here", options)
+    sweep_heads(cache, tmp_path / "there", replace(options, cluster="local:1"))
+    here, there = (read_table(tmp_path / name) for name in ("here", "there"))
+    assert [row["trial"] for row in there] == [row["trial"] for row in here]
+    for name in ("accuracy", "log_loss", "macro_f1", "n_epochs"):
+        values = [[float(row[name]) for row in rows] for rows in (there, here)]
+        np.testing.assert_allclose(*values, atol=1e-5)
+
+
+def test_sweep_on_what_is_no_cluster_is_refused() -> None:
+    with pytest.raises(ParameterError, match="local:N"):
+        SweepOptions(cluster="host")

@@ -31,9 +31,11 @@ FILES = {
     "logistic_regression.npz",
     "history.csv",
     "split.csv",
+    "test_predictions.csv",
     "metrics.json",
     "learning_curves.png",
     "confusion_matrix.png",
+    "report.html",
 }
 N_FEATURES, N_TRAIN, N_TEST = 16, 200, 90
 
@@ -96,6 +98,19 @@ def test_a_run_holds_these_files_and_no_others(run: Path) -> None:
 
 def test_nothing_unfinished_is_left_beside_a_run(run: Path) -> None:
     assert not [one for one in run.parent.iterdir() if ".tmp-" in one.name]
+
+
+def test_the_predictions_on_the_test_are_those_of_each_model(run: Path, cache: Path) -> None:
+    features, labels = blobs(N_TEST, 1)
+    loaded = load_run(run)
+    for name in ("dense", "logistic_regression"):
+        rows = loaded.test_predictions(name)
+        assert rows is not None
+        assert rows.ids == tuple(f"test/{row:06d}" for row in range(N_TEST))
+        assert rows.classes == tuple(CLASSES[label] for label in labels)
+        predicted = loaded.model(name).predict(features)
+        assert rows.predictions == tuple(CLASSES[label] for label in predicted)
+    assert loaded.test_predictions() == loaded.test_predictions(loaded.selected)
 
 
 def test_metrics_count_rows_classes_and_parameters(run: Path) -> None:
@@ -368,7 +383,7 @@ def test_a_run_is_replaced_whole_when_asked(cache: Path, tmp_path: Path) -> None
     assert command(cache, tmp_path / "run", *options).exit_code == 0
     (tmp_path / "run" / "sweep.csv").touch()
     assert command(cache, tmp_path / "run", *options, "--seed", "9").exit_code == 0
-    assert {one.name for one in (tmp_path / "run").iterdir()} == FILES
+    assert {one.name for one in (tmp_path / "run").iterdir()} == FILES - {"test_predictions.csv"}
     assert read_metrics(tmp_path / "run")["seed"] == 9
 
 

@@ -1,0 +1,1 @@
+"""The baseline: a small convolutional network that learns from pixels alone, without a backbone."""

@@ -1,0 +1,285 @@
+"""Caches that hold the same rows: seen to do so, brought into one order, read one at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from classify.leakage import LeftOut, rows_to_leave_out
+from classify.results import CacheFacts
+from classify.sealed_test import SealedTest, find_test_split
+from classify.selection import TRAINING_SPLIT, VALIDATION_SPLIT, Division, Part, divide
+from classify.train import RowOptions
+from data_cache.cache import FeatureCache
+from data_cache.console import say, warn
+from data_cache.errors import CacheError, ParameterError
+from data_cache.rows import Rows
+
+
+@dataclass(frozen=True)
+class Entrant:
+    """A cache that takes part.
+
+    Attributes
+    ----------
+    name : its file's name without the suffix, with folders in front where that is not enough
+    facts : what a run keeps of it
+    order : for each split that takes part, where its rows are in the first cache's order, (n,)
+    """
+
+    name: str
+    facts: CacheFacts
+    order: Mapping[str, NDArray[np.int64]]
+
+
+@dataclass(frozen=True)
+class ReadRows:
+    """What one cache says of the rows: parts with features (n, d), test features or None."""
+
+    training: Part
+    validation: Part
+    test: NDArray[np.float32] | None
+
+    @cached_property
+    def labeled(self) -> Part:
+        """Training rows, followed by validation rows."""
+        return self.training.join(self.validation)
+
+
+@dataclass(frozen=True)
+class SharedRows:
+    """Rows that several caches hold alike.
+
+    Attributes
+    ----------
+    entrants : the caches, in the order given
+    division : the parts; in place of features, each row's position in its split
+    test : its labels are under seal; None where it is left alone
+    test_groups : (n,) of its rows, or None
+    """
+
+    entrants: tuple[Entrant, ...]
+    division: Division
+    test: SealedTest | None
+    test_groups: NDArray[np.bytes_] | None
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes."""
+        return self.entrants[0].facts.classes
+
+    def model_name(self, entrant: Entrant, probe: str) -> str:
+        """Return what a probe on a cache is called: by the cache too where there are several."""
+        return f"{entrant.name}:{probe}" if len(self.entrants) > 1 else probe
+
+    def read(self, entrant: Entrant) -> ReadRows:
+        """Read the features that a cache has of the rows; it is closed again then."""
+        division = self.division
+        chosen_from = TRAINING_SPLIT if division.drawn else VALIDATION_SPLIT
+        with FeatureCache.open(entrant.facts.path) as cache:
+
+            def features(split: str, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+                return cache.take(split, entrant.order[split][rows])
+
+            training = features(TRAINING_SPLIT, division.training.features)
+            validation = features(chosen_from, division.validation.features)
+            split = self.test and self.test.split
+            test = features(split, np.arange(len(entrant.order[split]))) if split else None
+        return ReadRows(
+            replace(division.training, features=training),
+            replace(division.validation, features=validation),
+            test,
+        )
+
+
+@dataclass(frozen=True)
+class _Positions:
+    """Splits whose features are the positions of their rows: divided before any are read."""
+
+    path: Path
+    classes: tuple[str, ...]
+    splits: Mapping[str, Rows]
+
+    @property
+    def split_names(self) -> tuple[str, ...]:
+        """The splits there are."""
+        return tuple(self.splits)
+
+    def rows(self, split: str) -> Rows:
+        """Return what is known of the rows of a split."""
+        return self.splits[split]
+
+    def features(self, split: str) -> NDArray[np.int64]:
+        """Return the positions (n,) of the rows of a split."""
+        return np.arange(len(self.splits[split]))
+
+
+def share_rows(paths: Sequence[Path], options: RowOptions) -> SharedRows:
+    """See that caches hold the same rows, and divide these.
+
+    Rows that any of the caches finds to be copies are left out of all.
+
+    Raises
+    ------
+    ParameterError
+        No cache is given, or one twice.
+    CacheError
+        Two caches differ in their classes, or in ids, labels or groups of the rows that take part.
+    HeadstartError
+        See :meth:`data_cache.cache.FeatureCache.open`, :func:`classify.selection.divide` and
+        :func:`classify.sealed_test.find_test_split`.
+    """
+    (shared,) = share_rows_of_seeds(paths, options, [options.seed]).values()
+    division = shared.division
+    say(f"{len(division.training):,} rows to train on, {len(division.validation):,} to validate on")
+    return shared
+
+
+def share_rows_of_seeds(
+    paths: Sequence[Path], options: RowOptions, seeds: Sequence[int]
+) -> dict[int, SharedRows]:
+    """Return the rows as each seed divides them; see :func:`share_rows`."""
+    entrants: list[Entrant] = []
+    left_out: LeftOut = frozenset()
+    for name, path in zip(short_names(paths), paths, strict=True):
+        with FeatureCache.open(path, check="always" if options.verify else "once") as cache:
+            if not entrants:
+                split = find_test_split(cache, options.test_split)
+                first = _read_first(cache, _splits(cache, options, split))
+            _check_splits(cache, _splits(cache, options, split), first)
+            entrants.append(_enter(name, cache, first))
+            left_out |= rows_to_leave_out(
+                cache, split, drop_leaks=options.drop_leaks, exclude=options.exclude
+            )
+    return {
+        seed: _divide(tuple(entrants), first, left_out, replace(options, seed=seed), split)
+        for seed in seeds
+    }
+
+
+def short_names(paths: Sequence[Path]) -> tuple[str, ...]:
+    """Return a name for each file: its stem, with folders in front where others have the same.
+
+    Raises
+    ------
+    ParameterError
+        There is no path, or one is given twice.
+    """
+    if not paths:
+        raise ParameterError("no cache is given: expected one or more")
+    whole = [path.resolve() for path in paths]
+    if twice := [path for at, path in enumerate(whole) if path in whole[:at]]:
+        raise ParameterError(f"{twice[0]} is given twice: give each cache once")
+    stems = [path.with_suffix("").parts for path in whole]
+    for depth in range(1, max(map(len, stems)) + 1):
+        names = tuple("/".join(parts[-depth:]) for parts in stems)
+        if len(set(names)) == len(names):
+            return names
+    return tuple(str(path) for path in whole)
+
+
+def _splits(cache: FeatureCache, options: RowOptions, test_split: str | None) -> tuple[str, ...]:
+    """Return the splits of a cache that take part."""
+    wanted = [TRAINING_SPLIT]
+    if test_split != VALIDATION_SPLIT:
+        wanted.append(VALIDATION_SPLIT)
+    if test_split is not None and not options.no_test:
+        wanted.append(test_split)
+    return tuple(split for split in wanted if split in cache.split_names)
+
+
+def _read_first(cache: FeatureCache, splits: Sequence[str]) -> _Positions:
+    """Return what the first cache, which the others are held against, says of splits."""
+    return _Positions(cache.path, cache.classes, {split: cache.rows(split) for split in splits})
+
+
+def _check_splits(cache: FeatureCache, splits: Sequence[str], first: _Positions) -> None:
+    """Refuse a cache whose classes or splits are not those of the first."""
+    if cache.classes != first.classes:
+        raise CacheError(
+            f"{cache.path} and {first.path} have different classes ({len(cache.classes)} and "
+            f"{len(first.classes)}, or of other names): only caches of the same images compare"
+        )
+    if set(splits) != set(first.splits):
+        raise CacheError(
+            f"{cache.path} has the splits {', '.join(splits) or 'none'} where {first.path} has "
+            f"{', '.join(first.splits)}: only caches of the same images, divided alike, compare"
+        )
+
+
+def _enter(name: str, cache: FeatureCache, first: _Positions) -> Entrant:
+    """Return a cache as an entrant, after holding its rows against those of the first."""
+    order = {split: _aligned(cache, split, first) for split in first.splits}
+    facts = CacheFacts(cache.path, cache.classes, cache.recipe, cache.provenance)
+    return Entrant(name, facts, order)
+
+
+def _aligned(cache: FeatureCache, split: str, first: _Positions) -> NDArray[np.int64]:
+    """Return where the rows of a split are, (n,), in the order of the first cache."""
+    expected, found = first.splits[split], cache.rows(split)
+    _check_ids(cache.path, split, first.path, (expected.ids, found.ids))
+    order = np.empty(len(found), np.int64)
+    order[np.argsort(expected.ids, kind="stable")] = np.argsort(found.ids, kind="stable")
+    _check_told(cache.path, split, first.path, (expected, found.take(order)))
+    return order
+
+
+def _check_ids(path: Path, split: str, first: Path, ids: tuple[NDArray, NDArray]) -> None:
+    """Refuse a split that has other ids than the first cache's."""
+    expected, found = (np.unique(one) for one in ids)
+    lacking, extra = np.setdiff1d(expected, found), np.setdiff1d(found, expected)
+    if not (len(lacking) or len(extra)) and len(ids[0]) == len(ids[1]):
+        return
+    example = (*lacking[:1], *extra[:1], b"one of them twice")[0].decode()
+    raise CacheError(
+        f"{split} of {path} lacks {len(lacking):,} of the rows that {first} has, and has "
+        f"{len(extra):,} others ({example}): only caches of the same images, divided alike, compare"
+    )
+
+
+def _check_told(path: Path, split: str, first: Path, told: tuple[Rows, Rows]) -> None:
+    """Refuse rows of the same ids with other labels or groups; warn of other contents."""
+    expected, found = told
+    groups = [np.zeros(len(one), "S1") if one.groups is None else one.groups for one in told]
+    differing = {"classes": expected.labels != found.labels, "groups": groups[0] != groups[1]}
+    for what, differs in differing.items():
+        if differs.any():
+            raise CacheError(
+                f"{int(differs.sum()):,} rows of {split} have other {what} in {path} than in "
+                f"{first} (such as {expected.ids[differs.argmax()].decode()}): only caches of the "
+                "same images compare"
+            )
+    if n_other := int((expected.content != found.content).any(axis=1).sum()):
+        warn(
+            f"{n_other:,} rows of {split} were read from other bytes for {path} than for {first}, "
+            "under the same ids: make sure that these are the same images"
+        )
+
+
+def _divide(
+    entrants: tuple[Entrant, ...],
+    first: _Positions,
+    left_out: LeftOut,
+    options: RowOptions,
+    split: str | None,
+) -> SharedRows:
+    """Divide the rows; the test's labels are put under seal."""
+    test, groups = None, None
+    if split is not None and split in first.splits:
+        test = SealedTest(first, split, *(one.facts.path for one in entrants))
+        groups = first.splits[split].groups
+    learned = {name: rows for name, rows in first.splits.items() if name != split}
+    division = divide(
+        replace(first, splits=learned),
+        fraction=options.validation_split,
+        seed=options.seed,
+        rare_class=options.rare_class,
+        test_split=split,
+        left_out=left_out,
+    )
+    return SharedRows(entrants, division, test, groups)

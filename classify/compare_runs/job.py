@@ -1,0 +1,93 @@
+"""The library call behind ``compare-runs``: run folders in, a comparison out, on disk if asked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from classify.compare_runs.entries import SELECTED, Entry, read_entries
+from classify.compare_runs.figure import draw_comparison
+from classify.compare_runs.pairs import Pair, compare_pairs
+from classify.compare_runs.tables import as_markdown, as_text, write_entries, write_pairs
+from data_cache.errors import OutputExistsError
+from data_cache.files import check_creatable, refuse_existing, whole_folder
+
+TABLE_FILE, PAIRS_FILE = "table.csv", "pairs.csv"
+MARKDOWN_FILE, FIGURE_FILE = "table.md", "accuracy.png"
+FILES = frozenset({TABLE_FILE, PAIRS_FILE, MARKDOWN_FILE, FIGURE_FILE})
+"""Everything that the folder of a comparison holds."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Models of runs, and how every two of them differ on the test."""
+
+    entries: tuple[Entry, ...]
+    pairs: tuple[Pair, ...]
+
+    @property
+    def text(self) -> str:
+        """What ``compare-runs`` prints."""
+        return as_text(self.entries, self.pairs)
+
+    def write(self, folder: Path, *, overwrite: bool = False) -> None:
+        """Write CSV, Markdown and PNG into a folder, whole or not at all.
+
+        Raises
+        ------
+        OutputExistsError, OutputError
+            See :func:`check_folder`.
+        """
+        check_folder(folder, overwrite=overwrite)
+        with whole_folder(folder.resolve(), overwrite=overwrite) as new:
+            write_entries(new / TABLE_FILE, self.entries)
+            write_pairs(new / PAIRS_FILE, self.pairs)
+            markdown = as_markdown(self.entries, self.pairs)
+            (new / MARKDOWN_FILE).write_text(markdown, encoding="utf-8")
+            draw_comparison(self.entries, self.pairs, new / FIGURE_FILE)
+
+
+def compare_runs(
+    paths: Sequence[Path],
+    *,
+    models: Sequence[str] = (SELECTED,),
+    output: Path | None = None,
+    overwrite: bool = False,
+) -> Comparison:
+    """Compare models of runs; write tables and a figure into the folder ``output``, if any.
+
+    Raises
+    ------
+    HeadstartError
+        See :func:`classify.compare_runs.entries.read_entries` and :func:`check_folder`.
+    """
+    if output is not None:
+        check_folder(output, overwrite=overwrite)
+    entries = read_entries(paths, models)
+    comparison = Comparison(entries, compare_pairs(entries))
+    if output is not None:
+        comparison.write(output, overwrite=overwrite)
+    return comparison
+
+
+def check_folder(path: Path, *, overwrite: bool) -> None:
+    """See that a comparison may be written to ``path``.
+
+    Raises
+    ------
+    OutputExistsError
+        Something is there, and ``overwrite`` is false, or it is no comparison's folder.
+    OutputError
+        Nothing can be created there.
+    """
+    refuse_existing(path, overwrite=overwrite)
+    check_creatable(path.resolve())
+    if not path.exists():
+        return
+    foreign = sorted({one.name for one in path.iterdir()} - FILES) if path.is_dir() else [path.name]
+    if foreign:
+        raise OutputExistsError(
+            f"--overwrite replaces the folder of a comparison whole, and {path} is or holds "
+            f"something else ({foreign[0]}): choose another --output"
+        )

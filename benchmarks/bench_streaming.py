@@ -39,9 +39,9 @@ N_CLASSES, N_AT_ONCE = 10, 10_000
 def main() -> None:
     """Write the caches, train, report."""
     parser = arguments(__doc__ or "")
-    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--rows", type=int, default=200_000)
     parser.add_argument("--features", type=int, default=1280)
-    parser.add_argument("--fitting", type=int, default=100_000, help="rows that fit in memory")
+    parser.add_argument("--fitting", type=int, default=50_000, help="rows that fit in memory")
     parser.add_argument("--memory-limit", default="1GB")
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--folder", type=Path, help="where to write (default: a temporary folder)")

@@ -295,7 +295,14 @@ def test_what_is_printed_says_what_was_chosen_by_what(caches: Any, folder: Path)
 def test_a_run_holds_what_it_promises(run: Path) -> None:
     names = {one.name for one in run.iterdir()}
     probe = read_metrics(run)["selected"].partition(":")[2]
-    expected = {"metrics.json", "comparison.csv", "comparison.md", "tuning.csv", "split.csv"}
+    expected = {
+        "report.html",
+        "metrics.json",
+        "comparison.csv",
+        "comparison.md",
+        "tuning.csv",
+        "split.csv",
+    }
     expected |= {"test_predictions.csv", "confusion_matrix.png", f"{probe}.npz"}
     assert names == expected <= RUN_FILES
     tried = read_csv(run / "tuning.csv")

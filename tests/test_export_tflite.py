@@ -45,7 +45,7 @@ def details(path: Path) -> tuple[Any, Any]:
     return taken, given
 
 
-@pytest.mark.parametrize("quantize", ["none", "float16", "int8"])
+@pytest.mark.parametrize("quantize", ["none", "float16", "dynamic", "int8"])
 def test_file_takes_one_image_in_bytes_and_gives_probabilities(
     exports: Exports, quantize: str
 ) -> None:

@@ -86,6 +86,14 @@ def test_epochs_differ_in_their_order() -> None:
     assert (shuffle.order(0, 0, 100) != shuffle.order(1, 0, 100)).any()
 
 
+def test_rows_are_shuffled_within_a_window_and_blocks_among_windows() -> None:
+    within = WindowShuffle(100, 100).order(0, 0, 100)
+    assert (within != np.arange(100)).mean() > 0.9
+    first, *_ = WindowShuffle(10, 30).windows(0, 0, 1000)
+    assert len(np.unique(first // 10)) == 3
+    assert np.ptp(first) > 100
+
+
 @given(st.lists(st.integers(0, 30), min_size=1, max_size=9), st.integers(1, 12))
 def test_batches_run_on_from_window_to_window(sizes: list[int], batch_size: int) -> None:
     rows = np.arange(sum(sizes))

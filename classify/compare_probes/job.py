@@ -16,6 +16,7 @@ from classify.compare_probes.options import CompareOptions
 from classify.compare_probes.outcome import ProbeComparison, Tested
 from classify.compare_probes.result import write_comparison
 from classify.compare_probes.shared_rows import SharedRows, share_rows
+from classify.report.run_page import write_report
 from classify.results import Clock
 from classify.runs import Run, load_run
 from classify.sealed_test import SealedTest
@@ -52,6 +53,7 @@ def compare_probes(
     comparison = ProbeComparison(options, shared, found, temperatures, tested)
     with runs.new_run(output, overwrite=overwrite) as folder:
         write_comparison(folder, comparison, clock)
+        write_report(folder, output.name)
     return load_run(output)
 
 

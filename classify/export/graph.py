@@ -64,9 +64,9 @@ class Plan:
         logits = _head(self._features(images, portable=True), self.layers)
         return keras.Model(images, keras.layers.Softmax(name=PROBABILITIES)(logits))
 
-    def build_fixed_features(self) -> Any:
-        """Return the Keras model from (1, S, S, 3) pixels, float32, to features (1, d)."""
-        images = self._fixed_input("float32")
+    def build_fixed_features(self, dtype: str) -> Any:
+        """Return the Keras model from (1, S, S, 3) pixels of a type to features (1, d)."""
+        images = self._fixed_input(dtype)
         return import_keras().Model(images, self._features(images, portable=True))
 
     def fixed_function(self) -> Callable[[Pixels], NDArray[np.float32]]:

@@ -165,10 +165,11 @@ class FixedCheck:
         is_alike = self.is_quantized and parity.n_equal >= LEAST_EQUAL * len(sample)
         if not (is_close or is_alike):
             expected = f"{LEAST_EQUAL:.0%} of them" if self.is_quantized else "all of them"
+            hint = ": try another --quantize" if self.is_quantized else ""
             raise ExportError(
                 f"{self.way} does not predict what Keras does: {parity.n_equal} of {len(sample)} "
                 f"images get the same class, expected {expected}; logits differ by up to "
-                f"{parity.largest_difference:.1e}; nothing was written"
+                f"{parity.largest_difference:.1e}; nothing was written{hint}"
             )
         return parity
 

@@ -94,7 +94,7 @@ _OPERATIONS = """
     DepthwiseConv2dNative DisableCopyOnRead Einsum Erfc ExpandDims Fill FloorDiv GatherV2
     GreaterEqual Identity IdentityN Less LogicalAnd MatMul MaxPool Maximum Mean Minimum Mul Neg NoOp
     OnesLike Pack Pad PartitionedCall Placeholder Prod ReadVariableOp RealDiv Relu Relu6 Reshape
-    ReverseV2 Rsqrt ScaleAndTranslate Shape Sigmoid Softmax SquaredDifference Squeeze
+    ReverseV2 Rsqrt ScaleAndTranslate Shape Sigmoid Softmax Square SquaredDifference Squeeze
     StatefulPartitionedCall StopGradient StridedSlice Sub Sum Transpose VarHandleOp
     VarIsInitializedOp
 """

@@ -36,8 +36,8 @@ from data_cache.errors import ExportError, ModelError
 from extract.convert import quiet
 from extract.preprocess import SCALINGS, Pixels, Preprocessing, preprocess
 
-Quantize = Literal["none", "float16", "int8"]
-QUANTIZATIONS: tuple[Quantize, ...] = ("none", "float16", "int8")
+Quantize = Literal["none", "float16", "dynamic", "int8"]
+QUANTIZATIONS: tuple[Quantize, ...] = ("none", "float16", "dynamic", "int8")
 
 N_CALIBRATION = 100
 """How many images say which ranges the numbers of an int8 model have."""
@@ -50,8 +50,9 @@ class TfliteFormat(Format):
     Attributes
     ----------
     classes : what the columns of the output are called
-    quantize : ``float16`` stores weights so; ``int8`` computes in whole numbers, but for the head,
-        see :mod:`classify.export.tflite_head`
+    quantize : ``float16`` stores weights so; ``dynamic`` stores them in 8 bits, and finds the
+        ranges of other numbers for each image; ``int8`` computes in whole numbers, with ranges
+        fixed beforehand. The head of both is float32: see :mod:`classify.export.tflite_head`
     calibration : the images that ``int8`` is calibrated on, else None
     license_text : under what terms its weights may be used
     """
@@ -116,11 +117,13 @@ class TfliteFormat(Format):
         return "".join(" ".join(name.splitlines()) + "\n" for name in self.classes)
 
     def _converted(self, plan: Plan) -> bytes:
-        """Run TensorFlow's converter; of an int8 model the head stays in float32."""
+        """Run TensorFlow's converter; of an 8-bit model the head stays in float32."""
         import tensorflow as tf
 
+        keeps_head = self.quantize in ("int8", "dynamic")
         is_int8 = self.quantize == "int8"
-        model = plan.build_fixed_features() if is_int8 else plan.build_fixed()
+        dtype = "float32" if is_int8 else "uint8"
+        model = plan.build_fixed_features(dtype) if keeps_head else plan.build_fixed()
         converter = tf.lite.TFLiteConverter.from_keras_model(model)
         if self.quantize != "none":
             converter.optimizations = [tf.lite.Optimize.DEFAULT]
@@ -131,7 +134,7 @@ class TfliteFormat(Format):
             converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
             converter.inference_input_type = tf.uint8
         converted: bytes = converter.convert()
-        return with_float_head(converted, plan.layers) if is_int8 else converted
+        return with_float_head(converted, plan.layers) if keeps_head else converted
 
     def _calibration(self, preprocessing: Preprocessing) -> Iterator[list[NDArray[np.float32]]]:
         """Yield images to calibrate on; one has black and white in its corners.

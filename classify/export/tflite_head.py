@@ -1,4 +1,4 @@
-"""The float32 head on top of a backbone of whole numbers.
+"""The float32 head on top of a backbone in 8 bits.
 
 In eight bits a linear head loses more answers than the whole backbone does: its weights, which
 standardization is folded into, and its logits cover ranges that 256 steps are too coarse for. It

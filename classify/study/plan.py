@@ -40,6 +40,14 @@ FIGURES: tuple[Figure, ...] = get_args(Figure)
 
 _NAME = re.compile(r"[\w.+-]+")
 _FEWEST_SEEDS = 2
+_KINDS = {
+    "probes": list,
+    "seeds": list,
+    "figure": str,
+    "baseline": str,
+    "test_split": str,
+    "data": dict,
+}
 
 
 @dataclass(frozen=True)
@@ -137,9 +145,7 @@ def _checked(told: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     known = [one.name for one in fields(StudyPlan)]
     if unknown := sorted(told.keys() - set(known)):
         raise ParameterError(f"there is no setting {unknown[0]!r}: expected {', '.join(known)}")
-    kinds = {"probes": list, "seeds": list, "figure": str, "baseline": str, "test_split": str}
-    kinds["data"] = dict
-    for name, kind in kinds.items():
+    for name, kind in _KINDS.items():
         if name in told and not isinstance(told[name], kind):
             raise ParameterError(f"{name} is {told[name]!r}: expected a {kind.__name__}")
     if not told.get("data"):

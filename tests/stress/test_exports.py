@@ -31,6 +31,7 @@ EVERY_WAY = [
     ("onnx", "none"),
     ("tflite", "none"),
     ("tflite", "float16"),
+    ("tflite", "dynamic"),
     ("tflite", "int8"),
 ]
 

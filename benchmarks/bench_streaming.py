@@ -1,6 +1,6 @@
 """Train beyond memory: the peak of memory of a streamed epoch, and its rate against memory.
 
-First one epoch of the Dense head on a cache of ``--rows`` rows of ``--features`` (1,000,000 x 1280:
+First one epoch of the Dense head on a cache of ``--rows`` rows of ``--features`` (with `--rows 1000000`, as in docs/scale.md,
 5 GB), in a process of its own, streamed within ``--memory-limit``; the process's peak of resident
 memory is reported. Then, in turn and in one process, epochs on ``--fitting`` rows that do fit,
 streamed and in memory, in the same order; their weights are compared before any rate is told.

@@ -1,8 +1,8 @@
 """Train beyond memory: the peak of memory of a streamed epoch, and its rate against memory.
 
-First one epoch of the Dense head on a cache of ``--rows`` rows of ``--features`` (with `--rows 1000000`, as in docs/scale.md,
-5 GB), in a process of its own, streamed within ``--memory-limit``; the process's peak of resident
-memory is reported. Then, in turn and in one process, epochs on ``--fitting`` rows that do fit,
+First one epoch of the Dense head on a cache of ``--rows`` rows of ``--features``, in a process of
+its own, streamed within ``--memory-limit``; the process's peak of resident memory is reported.
+``--rows 1000000`` makes a cache of 5 GB. Then, in turn and in one process, epochs on ``--fitting`` rows that do fit,
 streamed and in memory, in the same order; their weights are compared before any rate is told.
 """
 

@@ -2,8 +2,9 @@
 
 First one epoch of the Dense head on a cache of ``--rows`` rows of ``--features``, in a process of
 its own, streamed within ``--memory-limit``; the process's peak of resident memory is reported.
-``--rows 1000000`` makes a cache of 5 GB. Then, in turn and in one process, epochs on ``--fitting`` rows that do fit,
-streamed and in memory, in the same order; their weights are compared before any rate is told.
+``--rows 1000000`` makes a cache of 5 GB. Then, in turn and in one process, epochs on ``--fitting``
+rows that do fit, streamed and in memory, in the same order; their weights are compared before any
+rate is told.
 """
 
 from __future__ import annotations

@@ -7,7 +7,13 @@ from pathlib import Path
 from classify.selection import LabeledSplits
 from data_cache.cache import FeatureCache
 from data_cache.console import say, warn
-from data_cache.leaks import LeakReport, exact_duplicates, find_leaks, read_exclusions
+from data_cache.leaks import (
+    LeakReport,
+    exact_duplicates,
+    find_leaks,
+    read_exclusions,
+    warn_of_unknown,
+)
 
 LeftOut = frozenset[tuple[str, str]]
 """Rows by split and id."""
@@ -20,14 +26,14 @@ def rows_to_leave_out(
 
     ``drop_leaks`` finds copies across splits, near ones included (:mod:`data_cache.leaks`);
     without it, images that are in the test and elsewhere too only cause a warning. ``exclude`` is
-    a CSV with the columns ``split`` and ``id``.
+    a CSV with the columns ``split`` and ``id``; rows in it that are not there are warned of.
 
     Raises
     ------
     DataError
         The CSV cannot be read, or lacks a column.
     """
-    named = read_exclusions(Path(exclude)) if exclude else frozenset()
+    named = _named(cache, Path(exclude)) if exclude else frozenset()
     if test_split is None:
         return named
     if not drop_leaks:
@@ -36,6 +42,14 @@ def rows_to_leave_out(
     leaking = find_leaks(cache, test_split=test_split).leaking
     say(f"{len(leaking):,} rows left out that have a copy, exact or near, in a later split")
     return named | leaking
+
+
+def _named(cache: FeatureCache, path: Path) -> LeftOut:
+    """Return the rows that a CSV lists; warn of those that the cache does not have."""
+    named = read_exclusions(path)
+    ids = ((split, cache.rows(split).ids.tolist()) for split in cache.split_names)
+    warn_of_unknown(path, named, ((split, one.decode()) for split, names in ids for one in names))
+    return named
 
 
 def warn_of_copies(cache: LabeledSplits, test_split: str, named: LeftOut = frozenset()) -> None:

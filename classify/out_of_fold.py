@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from math import sqrt
+from math import inf, sqrt
 from statistics import median
 from typing import Any
 
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from classify import metrics
 from classify.folds import FoldPlan
+from classify.intervals import wilson_interval
 from classify.runs import DENSE, LOGISTIC
 from classify.selection import Part
 from classify.suspects import Suspects, find_suspects
@@ -104,12 +105,13 @@ class OutOfFold:
 
     def spread(self, model: str, figure: str) -> Spread:
         """Return a model's figure over folds and repeats."""
-        return self._spread(self._by_repeat(model, figure), within_unit=figure in _SHARES)
+        bounds = (0.0, 1.0 if figure in _SHARES else inf)
+        return self._spread(self._by_repeat(model, figure), bounds)
 
     def difference(self, figure: str = "accuracy") -> Spread:
         """Return the Dense head's figure less the logistic regression's, fold by fold."""
         first, second = (self._by_repeat(name, figure) for name in (DENSE, LOGISTIC))
-        return self._spread(first - second)
+        return self._spread(first - second, (-1.0, 1.0) if figure in _SHARES else (-inf, inf))
 
     def pooled(self, model: str) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Return the logits (m, c) and labels (m,) of all held-out rows of all repeats.
@@ -163,15 +165,21 @@ class OutOfFold:
         values = [getattr(one, figure) for one in self.scores if one.model == model]
         return np.reshape(values, (self.plan.n_repeats, self.plan.n_folds))
 
-    def _spread(self, values: NDArray[np.float64], *, within_unit: bool = False) -> Spread:
-        """Return the spread of values (repeats, folds)."""
+    def _spread(self, values: NDArray[np.float64], bounds: tuple[float, float]) -> Spread:
+        """Return the spread of values (repeats, folds), which are within ``bounds``.
+
+        Shares that are the same in every fold have the interval of a share of all rows.
+        """
         low, high = corrected_interval(values.ravel(), self.plan.n_folds)
         means = values.mean(axis=1)
+        if low == high and bounds == (0.0, 1.0):
+            n_rows = int((self.fold_of >= 0).any(axis=0).sum())
+            low, high = wilson_interval(round(float(means[0]) * n_rows), n_rows)
         return Spread(
             mean=float(values.mean()),
             sd=float(values.std(ddof=1)),
             sd_over_repeats=float(means.std(ddof=1)) if len(means) > 1 else None,
-            ci95=(max(low, 0.0), min(high, 1.0)) if within_unit else (low, high),
+            ci95=(max(low, bounds[0]), min(high, bounds[1])),
         )
 
 

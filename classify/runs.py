@@ -182,6 +182,8 @@ class RunFolder:
             raise RunError(f"{path} has no column {error}: train again") from error
         if None in (cell for row in (*rows, sure) for cell in row):
             raise RunError(f"{path} breaks off in the middle of a row: train again")
+        if len(rows) != (n_test := self.metrics.get("n_test", len(rows))):
+            raise RunError(f"{path} has {len(rows):,} of the {n_test:,} test rows: train again")
         ids, classes, predictions = zip(*rows, strict=True) if rows else ((), (), ())
         return ScoredRows(ids, classes, predictions, tuple(map(float, sure)))
 

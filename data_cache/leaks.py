@@ -19,7 +19,7 @@ another below 0.99. ``threshold`` replaces the rule by one number.
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_cache.cache import FeatureCache
+from data_cache.console import warn
 from data_cache.digests import as_keys
 from data_cache.errors import CacheError, DataError
 from data_cache.files import whole_file
@@ -294,6 +295,19 @@ def read_exclusions(path: Path) -> frozenset[tuple[str, str]]:
             return frozenset((row["split"], row["id"]) for row in reader)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"the exclusions in {path} cannot be read: {error}") from error
+
+
+def warn_of_unknown(
+    path: Path, listed: frozenset[tuple[str, str]], known: Iterable[tuple[str, str]]
+) -> None:
+    """Warn of rows, listed in the file at ``path``, that are not among the ``known`` ones."""
+    unknown = sorted(listed.difference(known), key=str)
+    if unknown:
+        split, name = unknown[0]
+        warn(
+            f"{len(unknown):,} of {len(listed):,} listed rows were not found: first one {name!r} "
+            f"of split {split!r} ({path}): ids and splits are expected as the cache has them"
+        )
 
 
 def kept_rows(split: str, rows: Rows, left_out: frozenset[tuple[str, str]]) -> NDArray[np.bool_]:

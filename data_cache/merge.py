@@ -20,7 +20,13 @@ from data_cache.files import refuse_existing
 from data_cache.layout import parts_folder
 from data_cache.leaks import LeakReport, exact_duplicates
 from data_cache.manifests import concatenate, relabel, without
-from data_cache.part_records import join_records, read_records
+from data_cache.part_records import (
+    complete_set,
+    drop_strays,
+    join_records,
+    names_of,
+    read_records,
+)
 from data_cache.recipe import Provenance
 from data_cache.rows import BadImage, Manifest, Rows
 from data_cache.update import CacheUpdate, UpdateOptions
@@ -103,21 +109,30 @@ def bind_parts(
     """Bind the parts of the cache at ``path``; return the images that they left out.
 
     The result is that of one run over the whole source. A cache that has all of it stays untouched.
+    Records of parts that belong to another set are warned of, and dropped once the cache is bound.
 
     Raises
     ------
     CacheError
-        Parts have not finished, or were not cut from the same list of images.
+        Parts have not finished, or not with the same list of images and options.
     RecipeMismatchError
         Parts, or the cache that is there, were made by different recipes.
     CacheLockedError
         Another process is writing the cache.
     """
-    records = read_records(parts_folder(path))
-    if path.exists() and not parts_folder(path).exists():
+    folder = parts_folder(path)
+    found = read_records(folder)
+    if path.exists() and not folder.exists():
         with FeatureCache.open(path) as cache:
             return tuple(row.image for row in cache.bad_rows())
-    whole = join_records(path, records)
+    records = complete_set(path, found)
+    strays = [one for one in found if one.listing.cut != records[0].listing.cut]
+    if strays:
+        warn(
+            f"{path}: {names_of(strays)} left out, and dropped once the others are bound: cut from "
+            f"another list, with other options, or into another number than {names_of(records)}"
+        )
+    whole = join_records(records)
     bad_images = tuple(row.image for row in whole.bad_rows)
     sharded = sharded or any(record.storage.sharded for record in records)
     options = UpdateOptions(sharded=sharded or None)
@@ -133,6 +148,7 @@ def bind_parts(
         update.lend((), whole.bad_rows)
         write_bad_images(path, bad_images)
         update.bind(whole.manifest, bad_images)
+        drop_strays(folder, strays)
     return bad_images
 
 

@@ -79,3 +79,8 @@ class PartListing:
     part: Part
     order: Mapping[str, NDArray[np.int64]]
     digest: str
+
+    @property
+    def cut(self) -> tuple[int, str]:
+        """What all parts that belong together have in common."""
+        return self.part.n_parts, self.digest

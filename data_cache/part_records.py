@@ -8,6 +8,7 @@ the same record.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -119,16 +120,41 @@ def read_records(folder: Path) -> list[PartRecord]:
     return sorted(records, key=lambda record: record.listing.part.number)
 
 
-def join_records(path: Path, records: Sequence[PartRecord]) -> Contents:
-    """Return what the parts of the cache at ``path`` amount to: every row in the source's order.
+def complete_set(path: Path, records: Sequence[PartRecord]) -> list[PartRecord]:
+    """Return the records that are all parts of one source, listed in one way; others are strays.
 
     Raises
     ------
     CacheError
-        There are none; some have not finished; or they are not parts of one source, listed in one
-        way.
+        There are none; no such set is whole; or several are.
     """
-    _check_complete(path, records)
+    if not records:
+        raise CacheError(
+            f"{path} has no finished parts to bind: make them with `extract-features --part 1/N`"
+        )
+    sets: dict[tuple[int, str], list[PartRecord]] = {}
+    for record in records:
+        sets.setdefault(record.listing.cut, []).append(record)
+    whole = [one for (n_parts, _), one in sets.items() if len(one) == n_parts]
+    if len(whole) > 1:
+        raise CacheError(
+            f"{path}: {' and '.join(names_of(one) for one in whole)} are each all parts of a "
+            "source: run `extract-features` without --part and with the options wanted, which "
+            "redoes nothing that is finished"
+        )
+    if not whole:
+        raise _incomplete(path, max(sets.values(), key=_nearness), records)
+    return whole[0]
+
+
+def names_of(records: Sequence[PartRecord]) -> str:
+    """Name the parts of some records: ``parts 1/3, 2/3``."""
+    names = [str(record.listing.part) for record in records]
+    return f"part{'s' if names[1:] else ''} {_some(names)}"
+
+
+def join_records(records: Sequence[PartRecord]) -> Contents:
+    """Return what all parts of a source amount to: every row in the source's order."""
     splits = in_split_order({split for one in records for split in one.contents.manifest.splits})
     first = records[0].contents
     return Contents(
@@ -149,36 +175,56 @@ def drop_records(folder: Path, bound: NDArray[np.bytes_], *, everything: bool = 
             path.unlink(missing_ok=True)
 
 
+def drop_strays(folder: Path, strays: Sequence[PartRecord]) -> None:
+    """Remove the records of parts that are no parts of what is bound, and a folder left empty."""
+    for record in strays:
+        record_path(folder, record.listing.part).unlink(missing_ok=True)
+    if strays:
+        with suppress(OSError):  # it is not empty, or another job was faster
+            folder.rmdir()
+
+
 def _is_bound(contents: Contents, index: KeyIndex) -> bool:
     """Return whether every row of a part is among the keys of an index, or was left out."""
     good = without(contents.manifest, [row.image for row in contents.bad_rows])
     return bool((index.find(all_keys(good)) >= 0).all())
 
 
-def _check_complete(path: Path, records: Sequence[PartRecord]) -> None:
-    """Raise :class:`CacheError` unless these are all parts of one listing, each once."""
-    if not records:
-        raise CacheError(
-            f"{path} has no finished parts to bind: make them with `extract-features --part 1/N`"
+def _nearness(records: Sequence[PartRecord]) -> tuple[float, str]:
+    """Order sets by the share of their parts that is there, then by when the latest was made."""
+    created = max(record.contents.provenance.created for record in records)
+    return len(records) / records[0].listing.part.n_parts, created
+
+
+def _incomplete(
+    path: Path, nearest: Sequence[PartRecord], records: Sequence[PartRecord]
+) -> CacheError:
+    """Say which parts the set that is nearest to whole lacks, and how the other records differ."""
+    first = nearest[0].listing
+    there = {record.listing.part.number for record in nearest}
+    n_parts = first.part.n_parts
+    lacking = [f"{k}/{n_parts}" for k in range(1, n_parts + 1) if k not in there]
+    others = [record for record in records if record.listing.cut != first.cut]
+    foreign = [record for record in others if record.listing.digest != first.digest]
+    recut = [record for record in others if record.listing.digest == first.digest]
+    found = f"{len(lacking):,} of {n_parts:,} parts have not finished"
+    if foreign:
+        found += (
+            f", and {names_of(foreign)} and {first.part} were not cut from the same list of images "
+            "with the same options, such as --seed"
         )
-    first = records[0].listing
-    for record in records:
-        other = record.listing
-        if (other.part.n_parts, other.digest) != (first.part.n_parts, first.digest):
-            raise CacheError(
-                f"{path}: the parts {first.part} and {other.part} were not cut from the same list "
-                "of images: run all parts again with the same options, which redoes nothing that "
-                "is finished"
-            )
-    numbers = {record.listing.part.number for record in records}
-    lacking = [f"{k}/{first.part.n_parts}" for k in range(1, first.part.n_parts + 1)]
-    lacking = [name for k, name in enumerate(lacking, 1) if k not in numbers]
-    if lacking:
-        more = f" and {len(lacking) - _N_NAMED:,} more" if len(lacking) > _N_NAMED else ""
-        raise CacheError(
-            f"{path}: {len(lacking):,} of {first.part.n_parts:,} parts have not finished: run "
-            f"--part {', '.join(lacking[:_N_NAMED])}{more} again"
-        )
+    if recut:
+        found += f", and {names_of(recut)} cut it into another number of parts"
+    alike = f" with the options of {names_of(nearest)}" if foreign else ""
+    # A part with no news for the cache that is there leaves no record, so that one may never come.
+    whole = "; or run all of it without --part, which binds it" if path.exists() else ""
+    return CacheError(f"{path}: {found}: run --part {_some(lacking)} again{alike}{whole}")
+
+
+def _some(names: Sequence[str]) -> str:
+    """List names, the first few of many."""
+    more = f" and {len(names) - _N_NAMED:,} more" if len(names) > _N_NAMED else ""
+    return ", ".join(names[:_N_NAMED]) + more
 
 
 def _join(records: Sequence[PartRecord], split: str) -> Rows:

@@ -80,6 +80,11 @@ def verification_lines(path: Path, found: Verification) -> Iterator[str]:
     yield f"{path}: {found.n_rows:,} rows{shards}, {_size(found.n_bytes)} read: {verdict}"
     if found.faults:
         yield f"`feature-cache repair {path}` drops what is damaged, and nothing else"
+    if found.n_unbound_parts:
+        parts = (
+            "1 part is" if found.n_unbound_parts == 1 else f"{found.n_unbound_parts:,} parts are"
+        )
+        yield f"{parts} not bound yet: `feature-cache merge {path}` binds them once all are there"
 
 
 def repair_lines(path: Path, done: Repair) -> Iterator[str]:

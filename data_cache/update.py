@@ -29,6 +29,7 @@ from data_cache.part import Part, PartListing
 from data_cache.part_records import (
     PartRecord,
     drop_records,
+    drop_strays,
     read_record,
     read_records,
     record_path,
@@ -319,7 +320,7 @@ class CacheUpdate:
         """Leave what is to be known of a part for the one who binds all parts.
 
         Nothing is written where the bound cache has all of it already, or the same record is
-        there.
+        there. A record that says otherwise is replaced, or gone.
 
         Raises
         ------
@@ -328,12 +329,14 @@ class CacheUpdate:
         """
         self.checkpoint()
         bad_rows = self._bad_rows(manifest, bad_images)
-        if self._says(self._join(manifest, bad_images), bad_rows):
-            return
         contents = Contents(manifest, bad_rows, self.recipe, self._new_provenance())
+        record = PartRecord(listing, contents, self._storage)
+        if self._says(self._join(manifest, bad_images), bad_rows):
+            drop_strays(self.parts.folder, [one for one in self._records if not one.says(record)])
+            return
         n_bytes = sum(rows.ids.nbytes + rows.content.nbytes for rows in manifest.splits.values())
         with writing(self.path, n_bytes):
-            write_record(self.parts.folder, PartRecord(listing, contents, self._storage))
+            write_record(self.parts.folder, record)
 
     def _write_shard(self) -> None:
         """Write the rows that have waited longest, as many as a shard takes."""

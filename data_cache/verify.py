@@ -47,12 +47,16 @@ class Fault:
 
 @dataclass(frozen=True)
 class Verification:
-    """What reading everything found: the faults, and how much was read."""
+    """What reading everything found: the faults, and how much was read.
+
+    ``n_unbound_parts`` are finished parts that `feature-cache merge` has yet to bind.
+    """
 
     faults: tuple[Fault, ...]
     n_rows: int
     n_shards: int
     n_bytes: int
+    n_unbound_parts: int = 0
 
 
 def verify(path: Path, advance: Callable[[int], None] = lambda _n: None) -> Verification:
@@ -79,7 +83,8 @@ def verify(path: Path, advance: Callable[[int], None] = lambda _n: None) -> Veri
     if path.exists():
         found, n_rows = _bound_faults(path, {fault.path for fault in faults})
         faults += found
-    return Verification(tuple(faults), n_rows, len(shards), size_of(path))
+    n_parts = len(list(parts_folder(path).glob(RECORD_PATTERN)))
+    return Verification(tuple(faults), n_rows, len(shards), size_of(path), n_parts)
 
 
 def refuse_foreign(path: Path) -> None:

@@ -39,7 +39,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_cache.console import import_keras
+from data_cache.console import import_keras, say
 from data_cache.errors import EngineError
 from data_cache.files import whole_folder
 from data_cache.stat_index import memory_folder
@@ -112,6 +112,7 @@ def convert(backbone: Backbone, weights: Weights, image_size: int) -> Converted:
             f"converting to ONNX needs {' and '.join(missing)}: pip install '.[fast]'"
         )
     model = load_feature_model(backbone, weights, image_size)
+    say(f"converting {backbone.name} at {image_size} pixels to ONNX, once")
     batch = probe_batch(backbone.scaling, image_size)
     with quiet():
         features = np.asarray(model(batch, training=False), np.float32)

@@ -169,7 +169,6 @@ def _checked_onnx_engine(backbone: Backbone, weights: Weights, image_size: int) 
             return _agreeing(kept)
         except EngineError as error:
             warn(f"{error}: converting {backbone.name} again")
-    say(f"converting {backbone.name} at {image_size} pixels to ONNX, once")
     return _agreeing(convert(backbone, weights, image_size))
 
 

@@ -4,7 +4,8 @@
 feature map. Any other name is that of a layer, and its whole output is kept, flattened row by row
 (C order): ``block_14_add`` of ``mobilenet_v2`` at 96 pixels is 3 x 3 x 160, 1,440 numbers. Names
 with ``+`` between them give the outputs of several layers one after another, in that order, which
-is what training continues from where a residual connection crosses the cut.
+is what training continues from where a residual connection crosses the cut; ``avg_pool`` may be one
+of them.
 
 Keras numbers the layers that nobody named as a process makes them, so the same layer is ``re_lu``
 in one and ``re_lu_38`` in the next. Here they are numbered within their model, so that a name means
@@ -78,8 +79,6 @@ def feature_tensors(model: Any, feature_layer: str) -> tuple[Any, ...]:
     BackboneError
         The model has no layer of a name, or one has several outputs.
     """
-    if feature_layer == POOLED:
-        return tuple(model.outputs)
     operations = named_operations(model)
     return tuple(_output(operations, name, model) for name in feature_layer.split(SEPARATOR))
 
@@ -120,7 +119,9 @@ def _made_up_name(operation: Any) -> tuple[str, int | None]:
 
 
 def _output(operations: dict[str, Any], name: str, model: Any) -> Any:
-    """Return the one output of a layer."""
+    """Return the one output of a layer, or that of the model for ``avg_pool``."""
+    if name == POOLED:
+        return model.output
     if name not in operations:
         last = list(operations)[-1]
         near = get_close_matches(name, operations, n=_N_SHOWN, cutoff=0.5)

@@ -165,10 +165,15 @@ def test_the_history_ends_at_the_figures_on_validation(run: Path, metrics: dict[
 def test_every_scoring_of_the_test_is_counted_beside_the_runs(
     source: Path, trained: tuple[Path, Result], folder: Path
 ) -> None:
-    assert "This is the 1st model scored on this test (60 rows)" in trained[1].output
-    assert (folder / "bars.npz.scorings.jsonl").exists()
+    log = folder / "bars.npz.scorings.jsonl"
+    assert (
+        f"This is the 1st model scored on this test (60 rows), as far as {log} knows; caches keep "
+        "logs of their own.\n"
+    ) in trained[1].output
+    assert log.exists()
     again = command(source, folder / "second", "--epochs", "1")
     assert "This is the 2nd model scored on this test (60 rows)" in again.output
+    assert "1 epoch over" in again.output
 
 
 def test_without_a_test_nothing_is_scored(source: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.optimize import minimize_scalar
-from scipy.special import softmax
+from scipy.special import log_softmax, softmax
 
 from classify.calibration import (
     TEMPERATURE_RANGE,
@@ -18,7 +18,6 @@ from classify.calibration import (
     fit_temperature,
     reliability,
 )
-from classify.metrics import log_loss
 
 LOWEST, HIGHEST = TEMPERATURE_RANGE
 
@@ -35,7 +34,7 @@ def test_temperature_of_a_model_that_is_too_sure_is_how_much_so(sharpness: float
 )
 def test_no_other_temperature_has_a_lower_log_loss(logits: np.ndarray, labels: np.ndarray) -> None:
     def loss(log_temperature: float) -> float:
-        return log_loss(labels, logits / np.exp(log_temperature))
+        return smoothed_loss(labels, logits / np.exp(log_temperature))
 
     found = fit_temperature(logits, labels)
     searched = minimize_scalar(loss, bounds=np.log(TEMPERATURE_RANGE), method="bounded")
@@ -47,7 +46,7 @@ def test_temperature_is_where_the_loss_is_flat() -> None:
     labels, logits = World(0.7, sharpness=2).draw(500, np.random.default_rng(0))
     best = fit_temperature(logits, labels)
     step = 1e-4
-    slope = log_loss(labels, logits / best * (1 + step)) - log_loss(
+    slope = smoothed_loss(labels, logits / best * (1 + step)) - smoothed_loss(
         labels, logits / best * (1 - step)
     )
     assert abs(slope / (2 * step)) < 1e-7
@@ -55,10 +54,24 @@ def test_temperature_is_where_the_loss_is_flat() -> None:
 
 def test_temperature_of_data_without_a_best_one_is_the_end_next_to_it() -> None:
     logits = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)
-    assert fit_temperature(logits, logits.argmax(axis=1)) == LOWEST
     assert fit_temperature(logits, logits.argmin(axis=1)) == HIGHEST
     assert fit_temperature(np.full((50, 4), 7.0), np.arange(50) % 4) == 1
-    assert fit_temperature(1e30 * logits, logits.argmax(axis=1)) == LOWEST
+    assert fit_temperature(1e30 * logits, logits.argmax(axis=1)) == HIGHEST
+    assert fit_temperature(1e-30 * logits, logits.argmax(axis=1)) == LOWEST
+
+
+@pytest.mark.parametrize("n", [1, 9, 500])
+def test_rows_that_are_all_right_never_ask_for_certainty(n: int) -> None:
+    logits, labels = np.tile([3.0, 0.0], (n, 1)), np.zeros(n, int)
+    sure = softmax(logits / fit_temperature(logits, labels), axis=1)[:, 0]
+    assert sure == pytest.approx((n + 0.5) / (n + 1), rel=1e-8)
+
+
+def smoothed_loss(labels: np.ndarray, logits: np.ndarray) -> float:
+    """The mean log loss with one more row, the mean of all, of each class in equal parts."""
+    losses = -log_softmax(logits, axis=1)
+    of_labels = np.take_along_axis(losses, labels[:, None], axis=1)
+    return float((of_labels.sum() + losses.mean()) / (len(labels) + 1))
 
 
 @pytest.mark.parametrize("logits", [np.empty((0, 3)), [[1.0, np.nan]], [[np.inf, 0.0]]])

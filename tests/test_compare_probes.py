@@ -24,6 +24,7 @@ from sklearn.base import clone
 from sklearn.model_selection import StratifiedKFold
 
 import classify
+from classify.compare_probes import figures
 from classify.compare_probes.candidates import draws_anything
 from classify.compare_probes.cli import compare_probes as command
 from classify.compare_probes.differences import (
@@ -35,6 +36,7 @@ from classify.compare_probes.differences import (
 from classify.compare_probes.job import compare_probes
 from classify.compare_probes.options import CompareOptions
 from classify.compare_probes.shared_rows import short_names
+from classify.compare_probes.tables import notes
 from classify.export.exporting import ExportOptions, export_model
 from classify.paired_tests import cluster_permutation_p, detectable_difference
 from classify.predict import PredictOptions
@@ -174,7 +176,9 @@ def test_the_temperature_is_that_of_training_rows_out_of_fold(caches: Any, folde
     scale = float(np.abs(unscaled).max() / np.abs(found.model().logits(X)).max())
 
     def loss(temperature: float) -> float:
-        return -log_softmax(logits / temperature, axis=1)[np.arange(len(y)), y].mean()
+        losses = -log_softmax(logits / temperature, axis=1)
+        # Labels of n rows are smoothed by one more, of the classes in equal parts.
+        return (len(y) * losses[np.arange(len(y)), y].mean() + losses.mean()) / (len(y) + 1)
 
     best = minimize_scalar(loss, bounds=(1e-3, 10), method="bounded", options={"xatol": 1e-9}).x
     assert found.metrics["ridge"]["temperature"] == pytest.approx(best / scale, rel=1e-4)
@@ -245,7 +249,8 @@ def test_the_smallest_difference_that_could_be_found_is_told() -> None:
         expected = detectable_difference(600, discordance, 0.8, 0.05 / 2)
         assert one.detectable == pytest.approx(expected)
     told = summarize_differences(found, groups=False)
-    assert "Holm-corrected for 2 tests" in told[0]
+    assert "Holm-corrected for 2 tests. The 95% intervals are not adjusted" in told[0]
+    assert "not adjusted" not in summarize_differences(found[:1], groups=False)[0]
     assert f"this test would find a difference of {found[0].detectable:.4f}" in told[1]
     # In groups of four rows that go the same way, a quarter of the rows tells as much.
     repeated = {name: np.repeat(one, 4) for name, one in noisy.items()}
@@ -587,7 +592,38 @@ def test_classes_that_the_test_lacks_are_named_and_rows_of_unknown_classes_count
     )
     assert found["ridge"]["test_accuracy"] == pytest.approx(n_right / (y != 0).sum())
     assert np.isfinite(found["ridge"]["test_log_loss"])
-    assert found["ridge"]["test_brier"] > n_dogs / (y != 0).sum()
+    n_test = int((y != 0).sum())
+    assert found["ridge"]["test_brier"] > n_dogs / n_test
+    footnote = f"Log loss is over {n_test - n_dogs} of {n_test} rows: the others are of classes"
+    assert footnote in result.output
+    assert footnote in (folder / "missing" / "comparison.md").read_text(encoding="utf-8")
+
+
+def test_the_footnote_on_the_log_loss_names_the_models_it_is_about() -> None:
+    facts: dict[str, Any] = {
+        "models": ["ridge", "dense"],
+        "test_split": "test",
+        "test_groups": None,
+        "n_train": 9,
+        "n_validation": 3,
+        "n_test": 18,
+        "classes_missing_from_test": [],
+        "ridge": {"test_rows_of_unknown_classes": 1},
+        "dense": {"test_rows_of_unknown_classes": 0},
+    }
+    assert [one for one in notes(facts) if "17 of 18 rows for ridge: the others" in one]
+    facts["ridge"] = facts["dense"]
+    assert not [one for one in notes(facts) if "of 18 rows" in one]
+
+
+def test_an_interval_that_says_nothing_of_a_log_loss_is_none() -> None:
+    labels = np.array([0, 1] * 4)
+    sure = np.eye(2)[labels] * 1e5
+    measured = figures.TestRows(labels, None, 2).measure(sure, 2e4)
+    assert measured["log_loss"].value == pytest.approx(0)
+    assert np.isnan(measured["log_loss"].ci95).all()
+    low, high = measured["calibrated_log_loss"].ci95
+    assert 0 <= low < high < 5
 
 
 @pytest.mark.parametrize("probe", sorted(PROBES.keys() - {"dense"}))

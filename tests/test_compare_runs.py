@@ -284,3 +284,11 @@ def test_a_comparison_is_replaced_only_when_asked_and_nothing_else_ever(
     assert (other / "thesis.tex").exists()
     with pytest.raises(OutputExistsError):
         compare([run], output=run / "metrics.json", overwrite=True)
+
+
+def test_predictions_of_fewer_rows_than_the_test_had_are_refused(tmp_path: Path) -> None:
+    first = write_run(tmp_path / "first", 300)
+    path = first / "test_predictions.csv"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-2]))
+    with pytest.raises(RunError, match="test rows"):
+        open_run(first).test_predictions("m0")

@@ -39,6 +39,7 @@ from classify.export.sealing import unseal
 from classify.export.tflite import TfliteFormat
 from classify.predict import PredictOptions
 from classify.runs import BACKBONE_FILE, TUNED_KIND, load_run
+from classify.train import TrainingOptions, train_head
 from data_cache.cache import FeatureCache
 from data_cache.errors import (
     ExportError,
@@ -210,11 +211,27 @@ def test_command_writes_the_file_and_its_card(run: Path, tmp_path: Path) -> None
         random_weights(TINY).digest,
         "pad to 16 x 16 pixels",
         "Dense head",
+        "not divided by the temperature 0.5 that training fitted",
     ):
         assert fact in card
+    assert "not measured" not in card
     again = CliRunner().invoke(command, words)
     assert again.exit_code == 2
     assert "exists already" in again.stderr
+
+
+def test_card_of_a_model_that_learned_from_the_test_says_so(run: Path, tmp_path: Path) -> None:
+    training = TrainingOptions(epochs=1, refit="all")
+    refitted = train_head(run.parent / "cache.h5", tmp_path / "run", training)
+    with FeatureCache.open(run.parent / "cache.h5") as cache:
+        n_test = cache.n_rows("test")
+        n_rows = sum(map(cache.n_rows, cache.split_names))
+    output = exported(refitted.path, tmp_path, "keras", model="dense")
+    card = Path(f"{output}.MODEL_CARD.md").read_text(encoding="utf-8")
+    assert f"{n_test} of the test to refit to" in card
+    assert f"refitted to all {n_rows} rows, the test's too" in card
+    assert "before the refit, and there is no test score" in card
+    assert "0 to test on" not in card
 
 
 def test_moved_images_are_found_where_the_user_says(run: Path, tmp_path: Path) -> None:

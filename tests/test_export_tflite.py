@@ -270,6 +270,7 @@ def test_fixed_parity_counts_and_measures() -> None:
     assert parity.largest_difference == pytest.approx(np.log(1 + 5e-4))
     assert (parity.n_equal, parity.n_images, parity.n_validation) == (4, 4, 2)
     assert (parity.run_accuracy, parity.accuracy, parity.phone_accuracy) == (0.5, 0.75, 0.75)
+    assert "on them, which the run learned from or chose on, 0.7500 (the" in parity.sentence()
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,9 @@ def images() -> np.ndarray:
 
 
 @pytest.mark.parametrize("engine", ["keras", "onnx"])
-@pytest.mark.parametrize("layer", ["mix_add", "stem_relu", "top_conv+block_depthwise", POOLED])
+@pytest.mark.parametrize(
+    "layer", ["mix_add", "stem_relu", "top_conv+block_depthwise", POOLED, "avg_pool+mix_add"]
+)
 def test_a_row_is_the_flattened_output_of_its_layers(
     engine: str,
     layer: str,
@@ -110,10 +112,18 @@ def test_layers_that_nobody_named_keep_their_names_from_one_model_to_the_next() 
 )
 @pytest.mark.parametrize("engine", ["keras", "onnx"])
 def test_unknown_layer_is_refused_with_those_like_it(
-    engine: str, layer: str, message: str, weights: Weights
+    engine: str, layer: str, message: str, weights: Weights, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(BackboneError, match=message):
         choose_engine(engine, replace(TINY, feature_layer=layer), weights, SIZE)
+    assert "converting" not in capsys.readouterr().err
+
+
+def test_pooled_features_go_by_one_name_in_every_backbone() -> None:
+    model = get_backbone("mobilenet_v2").build(32)
+    assert POOLED not in named_operations(model)
+    shapes = feature_shapes(model, f"{POOLED}+block_1_expand")
+    assert shapes == ((1280,), feature_shapes(model, "block_1_expand")[0])
 
 
 def test_layer_with_several_outputs_is_refused() -> None:

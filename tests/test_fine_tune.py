@@ -19,6 +19,7 @@ from tiny_backbone import TINY
 import classify
 from classify import runs
 from classify.export.exporting import ExportOptions, export_model
+from classify.fine_tune import tuning
 from classify.fine_tune.cli import fine_tune as command
 from classify.fine_tune.features import Features
 from classify.fine_tune.job import state_folder
@@ -278,10 +279,25 @@ def test_the_command_prints_the_decision(
 ) -> None:
     words = [str(bench.images), "--head", str(bench.head), "--output", str(tmp_path / "run")]
     words += ["--epochs", "1", "--unfreeze-layers", "3", "--augment", "--schedule", "cosine"]
+    words += ["--resume"]
     done = CliRunner().invoke(command, words)
     assert done.exit_code == 0, done.output
     assert "The probe is kept" in done.stdout
     assert "logits within" in done.stderr
+    nothing = f"nothing to go on with at {tmp_path / 'run.fine-tuning'}: beginning anew"
+    assert done.stderr.count(nothing) == 1
+
+
+@pytest.mark.parametrize(
+    ("n_layers", "words"),
+    [
+        (0, "the head alone"),
+        (1, "the last layer of tiny and the head"),
+        (20, "the last 20 layers of tiny and the head"),
+    ],
+)
+def test_what_is_trained_is_said_in_words(n_layers: int, words: str) -> None:
+    assert tuning._what_trains(n_layers, "tiny") == words
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,12 @@ from tiny_backbone import TINY
 from classify.fine_tune.assembly import unfreeze
 from classify.fine_tune.cli import fine_tune as command
 from classify.fine_tune.cut import find_cut
-from classify.fine_tune.from_cache import activations_folder, material, open_activations
+from classify.fine_tune.from_cache import (
+    activations_folder,
+    check_activations,
+    material,
+    open_activations,
+)
 from classify.fine_tune.job import Job
 from classify.fine_tune.network import MEASURING
 from classify.fine_tune.options import FineTuneOptions
@@ -29,7 +34,7 @@ from classify.runs import load_run
 from classify.train import TrainingOptions, train_head
 from data_cache.cache import FeatureCache
 from data_cache.console import import_keras
-from data_cache.errors import BadImagesError, ParameterError, RecipeMismatchError
+from data_cache.errors import BadImagesError, OutputError, ParameterError, RecipeMismatchError
 from extract import extractor
 from extract.augment import View
 from extract.backbones import BACKBONES, Backbone
@@ -286,3 +291,20 @@ def test_the_command_trains_on_cached_views(source: Source, head: Path, tmp_path
     assert "training on what mix_add (8 x 8 x 16 = 1,024 numbers) is" in result.stderr
     assert load_run(tmp_path / "out").metrics["fine_tuning"]["views"] == 2
     assert len(list((tmp_path / "kept").glob("mix_add-*.h5"))) == 3
+    assert f"{tmp_path / 'kept'} keeps the activations for another" in result.stderr
+    check_activations(tmp_path / "kept")
+
+
+def test_a_folder_with_other_files_is_refused_before_anything_is_written(
+    source: Source, head: Path, tmp_path: Path
+) -> None:
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    for name in (".DS_Store", "block_6-0123456789ab.h5", "block_6-0123456789ab.h5.parts"):
+        (kept / name).touch()
+    check_activations(kept)
+    (kept / "holiday.jpg").touch()
+    options = replace(FROM_CACHE, activations=kept)
+    with pytest.raises(OutputError, match=r"kept .* holds holiday\.jpg too"):
+        fine_tune(source, head, tmp_path / "out", options)
+    assert [one.name for one in tmp_path.iterdir()] == ["kept"]

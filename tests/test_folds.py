@@ -20,6 +20,7 @@ from classify.folds import ALWAYS_TRAINED, FoldPlan
 from classify.folds import draw_folds as draw
 from classify.head_spec import HeadSpec
 from classify.heads import DenseHead
+from classify.intervals import wilson_interval
 from classify.metrics import softmax
 from classify.out_of_fold import OutOfFold, corrected_interval
 from classify.selection import Part, draw_validation
@@ -249,3 +250,18 @@ def test_a_head_that_diverges_in_a_fold_is_an_error_that_names_it(rows: Part) ->
     hot = replace(SPEC, learning_rate=1e38, patience=None)
     with pytest.raises(TrainingError, match="diverged in fold 1 of repeat 1"):
         cross_validate(rows, hot, PLAN, CLASSES)
+
+
+def test_an_interval_stays_where_its_figure_can_be_and_is_never_a_point(found: OutOfFold) -> None:
+    scores = (
+        replace(one, accuracy=one.fold % 2.0, log_loss=50.0 * (one.fold == 1))
+        if one.model == "dense"
+        else replace(one, accuracy=1.0, log_loss=0.0)
+        for one in found.scores
+    )
+    found = replace(found, scores=tuple(scores))
+    n_rows = len(found.rows)
+    assert found.spread("logistic_regression", "accuracy").ci95 == wilson_interval(n_rows, n_rows)
+    assert found.spread("dense", "accuracy").ci95 == (0, 1)
+    assert found.spread("dense", "log_loss").ci95[0] == 0
+    assert found.difference("accuracy").ci95[0] == -1

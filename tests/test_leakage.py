@@ -63,6 +63,23 @@ def test_excluded_rows_are_in_no_part(leaky: Path, tmp_path: Path) -> None:
     assert not ids & {name.encode() for name in COPIED | {"train/000001", "train/000012"}}
 
 
+def test_listed_rows_that_are_not_there_are_warned_of(
+    leaky: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    listed = tmp_path / "exclude.csv"
+    listed.write_text(
+        "split,id\ntrain,train/000001\ntest,train/000002\ntrain,x.jpg\n", encoding="utf-8"
+    )
+    with FeatureCache.open(leaky) as cache:
+        rows_to_leave_out(cache, None, drop_leaks=False, exclude=str(listed))
+    words = "2 of 3 listed rows were not found: first one 'train/000002' of split 'test'"
+    assert words in " ".join(capsys.readouterr().err.split())
+    listed.write_text("split,id\ntrain,train/000001\n", encoding="utf-8")
+    with FeatureCache.open(leaky) as cache:
+        rows_to_leave_out(cache, None, drop_leaks=False, exclude=str(listed))
+    assert capsys.readouterr().err == ""
+
+
 def test_groups_stay_whole_where_rows_are_left_out(
     tmp_path: Path, make_cache: Callable[..., Path]
 ) -> None:

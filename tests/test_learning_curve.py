@@ -206,6 +206,43 @@ def test_the_band_is_students_prediction_interval() -> None:
     assert (low[0], high[0]) == pytest.approx((0.6 - half, 0.6 + half), abs=1e-4)
 
 
+def test_draws_that_are_all_equal_have_no_band() -> None:
+    draws = np.array([[0.7, 0.5]] * 4 + [[0.7, 0.6]])
+    low, high = Curve("ridge", np.array([10, 20]), draws).band
+    assert np.isnan([low[0], high[0]]).all()
+    assert low[1] < 0.52 < high[1]
+
+
+def test_all_images_are_drawn_in_one_way_and_count_once(folder: Path) -> None:
+    """A probe without choices predicts the same from all images, in whatever order."""
+    cache = write_blobs(folder / "once.h5", val=blobs(30, 2))
+    options = CurveOptions(probes=("ridge",), on_test=True)
+    with pytest.MonkeyPatch.context() as patch:
+        probes = {**PROBES, "ridge": _choose_nothing}
+        patch.setattr("classify.learning_curve.curves.PROBES", probes)
+        result = learning_curve(cache, folder / "once", options)
+    (record,) = map(json.loads, cache.with_name("once.h5.scorings.jsonl").read_text().splitlines())
+    n_fits = len(result.measured.fitted)
+    assert len(record["models"]) == n_fits - 4
+    (line,) = [line for line in result.text.splitlines() if line.split()[:1] == ["180"]]
+    assert line.split()[-1] == "-"
+    last = read_csv(folder / "once" / "learning_curve.csv")[-1]
+    assert (last["images"], last["sd"], last["band95_low"]) == ("180", "0.0", "")
+
+
+def _choose_nothing(training: Any, _validation: Any, _tuning: Any) -> TunedProbe:
+    probe = RidgeProbe(alpha=0.1).fit(*training)
+    return TunedProbe(probe, {"alpha": 0.1}, (TriedPoint({"alpha": 0.1}, 0, 0, 1),))
+
+
+def test_images_a_class_are_of_classes_that_have_images(folder: Path) -> None:
+    names = ("ant", "bee", "cat", "dog", "eel")
+    cache = cache_tools.write_cache(folder / "five.h5", {"train": blobs(N_TRAIN, 0)}, classes=names)
+    learning_curve(cache, folder / "five", CurveOptions(probes=("ridge",)))
+    first = read_csv(folder / "five" / "learning_curve.csv")[0]
+    assert (first["images"], first["images_a_class"]) == ("6", "2.0")
+
+
 def test_the_test_is_left_alone_unless_asked(cache: Path, output: Path) -> None:
     log = cache.with_name(f"{cache.name}.scorings.jsonl")
     assert output.exists()
@@ -219,8 +256,10 @@ def test_every_fit_counts_as_a_model_scored_on_the_test(folder: Path) -> None:
     assert result.exit_code == 0, result.output
     log = cache.with_name("tested.h5.scorings.jsonl")
     (record,) = [json.loads(line) for line in log.read_text().splitlines()]
-    assert len(record["models"]) == 5 * 6
-    assert "These are the 1st to 30th models scored on this test." in result.output
+    all_images = [one for one in record["models"] if "on 150 images" in one]
+    assert 1 <= len(all_images) <= 5
+    assert len(record["models"]) == 5 * 5 + len(all_images)
+    assert f"These are the 1st to {len(record['models'])}th models scored" in result.output
     sizes = [int(row["images"]) for row in read_csv(folder / "tested" / "learning_curve.csv")]
     assert sizes == [6, 12, 24, 48, 96, 150]
 

@@ -23,7 +23,7 @@ from data_cache.cache import FeatureCache
 from data_cache.cli import feature_cache
 from data_cache.errors import ParameterError
 from data_cache.files import TEMPORARY_MARK
-from data_cache.layout import SHARD_PATTERN, Storage, parts_folder
+from data_cache.layout import RECORD_PATTERN, SHARD_PATTERN, Storage, parts_folder
 from data_cache.part import Part
 from data_cache.shards import write_shard
 from data_cache.update import UpdateOptions
@@ -193,7 +193,96 @@ def test_parts_of_different_lists_are_not_bound_together(
     run(photos, path, *backbone, "--part", "2/2", "--test-fraction", "0.5")
     result = merge(path)
     assert result.exit_code == 2
-    assert "parts 1/2 and 2/2 were not cut from the same list" in result.output
+    assert "were not cut from the same list of images with the same options" in result.output
+    assert "with the options of part" in result.output
+    run(photos, path, *backbone, "--part", "2/2")
+    assert merge(path).exit_code == 3
+
+
+def test_record_of_another_number_of_parts_is_left_out_and_dropped(
+    photos: Path, backbone: list[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "c.h5"
+    few = [*backbone, "--train-limit", "20"]
+    run(photos, path, *few, "--part", "1/3")
+    run(photos, path, *few, "--part", "3/3")
+    run(photos, path, *backbone, "--part", "2/2")
+    lacking = merge(path)
+    assert (lacking.exit_code, path.exists()) == (2, False)
+    assert "part 2/2 and 1/3 were not cut from the same list" in lacking.output
+    assert "run --part 2/3 again with the options of parts 1/3, 3/3" in lacking.output
+    run(photos, path, *few, "--part", "2/3")
+    bound = merge(path)
+    assert bound.exit_code == 3
+    assert "part 2/2 left out" in bound.output
+    run(photos, tmp_path / "whole.h5", *few)
+    assert_same_cache(path, tmp_path / "whole.h5")
+    assert not list(parts_folder(path).glob(RECORD_PATTERN))
+
+
+def test_parts_cut_twice_from_one_list_name_what_is_lacking(
+    photos: Path, backbone: list[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "c.h5"
+    for part in ("1/3", "3/3", "2/2"):
+        run(photos, path, *backbone, "--part", part)
+    assert (
+        "1 of 3 parts have not finished, and part 2/2 cut it into another number of parts: "
+        "run --part 2/3 again\n" in merge(path).output
+    )
+
+
+def test_two_whole_sets_of_parts_are_not_chosen_between(
+    photos: Path, backbone: list[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "c.h5"
+    run(photos, path, *backbone, "--part", "1/1", "--seed", "5")
+    for part in ("1/2", "2/2"):
+        run(photos, path, *backbone, "--part", part)
+    result = merge(path)
+    assert (result.exit_code, path.exists()) == (2, False)
+    assert "part 1/1 and parts 1/2, 2/2 are each all parts of a source" in result.output
+
+
+def test_part_without_news_for_the_cache_leaves_a_way_to_bind_the_others(
+    backbone: list[str], tmp_path: Path
+) -> None:
+    photos, path = tmp_path / "photos", tmp_path / "c.h5"
+    for k, name in enumerate(("ant", "bee")):
+        write_images(photos / name, 20, seed=100 * k)
+    run_parts(photos, path, *backbone)
+    assert merge(path).exit_code == 0
+    (photos / "bee" / "new.png").write_bytes(png_bytes(77))
+    run_parts(photos, path, *backbone)
+    assert "or run all of it without --part, which binds it" in merge(path).output
+    assert "0 extracted" in run(photos, path, *backbone).output
+    assert merge(path).exit_code == 0
+
+
+def test_stale_record_goes_when_its_part_runs_again(
+    photos: Path, backbone: list[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "c.h5"
+    run_parts(photos, path, *backbone)
+    assert merge(path).exit_code == 3
+    run(photos, path, *backbone, "--part", "1/3", "--seed", "5")
+    assert merge(path).exit_code == 2
+    run(photos, path, *backbone, "--part", "1/3")
+    assert not parts_folder(path).exists()
+    assert merge(path).exit_code == 3
+
+
+def test_verification_says_that_parts_are_not_bound_yet(
+    photos: Path, backbone: list[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "c.h5"
+    run_parts(photos, path, *backbone)
+    words = ["verify", str(path)]
+    unbound = CliRunner().invoke(feature_cache, words)
+    assert f"3 parts are not bound yet: `feature-cache merge {path}`" in unbound.output
+    assert unbound.exit_code == 0
+    merge(path)
+    assert "not bound" not in CliRunner().invoke(feature_cache, words).output
 
 
 def test_parts_take_no_lock(photos: Path, backbone: list[str], tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from image_files import png_bytes, write_images
 from PIL import Image
 
 from data_cache.errors import BadImageError, DataError, SourceError, UnknownSourceError
+from data_cache.part import Part
 from data_cache.rows import Rows
 from extract.sources import Source, SourceOptions, open_source
 
@@ -387,6 +388,30 @@ def test_exclusions_leave_rows_out_after_the_draw(layout: Layout, tmp_path: Path
         csv.writer(stream).writerows(lines)
     source = open_source(str(root), SourceOptions(train_limit=10, exclude=path))
     assert ids(source, "train") == drawn[1:]
+
+
+@pytest.mark.parametrize("n_parts", [None, 2])
+def test_exclusions_that_are_not_there_are_warned_of_once(
+    n_parts: int | None,
+    layout: Layout,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    root = str(layout({"a": 6, "b": 6}))
+    name = all_ids(open_source(root, SourceOptions(test_fraction=0)))
+    path = tmp_path / "exclude.csv"
+    lines = [f"{split},{one}" for one, split in name.items()][:5]
+    path.write_text("\n".join(["split,id", *lines]), encoding="utf-8")
+    parts = [None] if n_parts is None else [Part(k, n_parts) for k in range(1, n_parts + 1)]
+
+    def warnings() -> int:
+        for part in parts:
+            open_source(root, SourceOptions(test_fraction=0, exclude=path, part=part))
+        return capsys.readouterr().err.count("first one 'a/gone.png'")
+
+    assert warnings() == 0
+    path.write_text("\n".join(["split,id", *lines, "train,a/gone.png"]), encoding="utf-8")
+    assert warnings() == 1
 
 
 @pytest.mark.parametrize(

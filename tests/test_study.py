@@ -120,12 +120,16 @@ def test_a_study_measures_every_probe_on_every_cache(folder: Path) -> None:
 
 
 def test_what_is_finished_is_not_made_again(folder: Path, counted: list[str]) -> None:
-    assert run_command(folder).exit_code == 0
+    first = run_command(folder)
+    assert first.exit_code == 0
+    assert "first_set: These are the 1st to 8th models scored on this test." in first.output
+    assert "second: These are the 1st to 4th models scored on this test." in first.output
     assert len(counted) == 12
     table = (folder / "out" / "table.csv").read_bytes()
     again = run_command(folder)
     assert (again.exit_code, len(counted)) == (0, 12)
     assert "12 of 12 fits are there" in again.output
+    assert "second: No further model was scored on this test." in again.output
     assert (folder / "out" / "table.csv").read_bytes() == table
     assert len(scored(folder / "first_wide.h5")) == 8  # not counted a second time
     assert len(scored(folder / "second_wide.h5")) == 4
@@ -162,6 +166,19 @@ def test_a_study_that_grows_makes_what_is_new_alone(folder: Path, counted: list[
     assert len(counted) == 4 * 3 * 3
     assert "12 of 36 fits are there" in result.output
     assert (folder / "out" / "study.toml").read_text() == (folder / "study.toml").read_text()
+
+
+def test_warnings_follow_the_name_of_their_data_set_and_come_once(folder: Path) -> None:
+    train, test = blobs(N_TRAIN, 10), blobs(N_TEST, 11)
+    leaking = tuple(
+        np.concatenate([some, other[:2]]) for some, other in zip(train, test, strict=True)
+    )
+    (folder / "second_wide.h5").unlink()
+    cache_tools.write_cache(folder / "second_wide.h5", {"train": leaking, "test": test})
+    lines = run_command(folder).stderr.splitlines()
+    (warning,) = [at for at, line in enumerate(lines) if line.startswith("Warning: 2 rows of test")]
+    assert lines[warning - 1] == "Reading the rows of second"
+    assert "Warning" not in run_command(folder).stderr
 
 
 def test_a_cache_that_changed_is_measured_again(folder: Path, counted: list[str]) -> None:

@@ -70,8 +70,8 @@ def train_baseline(
     """Train a small convolutional network on the pixels of SOURCE alone, from scratch.
 
     It is what features have to beat: two convolutions and two dense layers, on images at their own
-    size. SOURCE is what extract-features takes. The run has the same files as train-head's, and
-    its test counts the same way.
+    size. SOURCE is what extract-features takes. The run has the same files as train-head's. How
+    often its test was scored is counted in a log beside --output; caches keep logs of their own.
 
     \b
     Example:

@@ -93,7 +93,7 @@ def train_baseline(
     test = None
     if split is not None and not options.no_test:
         warn_of_copies(images, split)
-        test = SealedTest(images, split, output.with_name(_log_name(source)))
+        test = SealedTest(images, split, log_beside(output, source.name))
     division = _divide(images, options, split)
     network = _fit(division, len(images.classes), options, clock)
     validation = score(network, division.validation.features, division.validation.labels)
@@ -249,6 +249,7 @@ def _facts(source: Source, images: LoadedImages, imaging: ImageOptions) -> dict[
     }
 
 
-def _log_name(source: Source) -> str:
-    """Return the name of the file, which need not be, beside which scorings are logged."""
-    return re.sub(r"[^\w.-]+", "_", Path(source.name).name).strip("._") or "source"
+def log_beside(output: Path, source: str) -> Path:
+    """Return the file, which need not be, beside which scorings on a named source are logged."""
+    name = re.sub(r"[^\w.-]+", "_", Path(source).name).strip("._") or "source"
+    return output.with_name(name)

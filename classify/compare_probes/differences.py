@@ -164,9 +164,12 @@ def summarize_differences(differences: Sequence[Difference], *, groups: bool) ->
         return []
     test = "permutation of whole groups" if groups else "exact McNemar test, mid-p"
     m = len(differences)
-    several = f", Holm-corrected for {m} tests" if m > 1 else ""
-    how = f"Against {differences[0].baseline} on the test, paired by row: {test}{several}."
-    return [how, *map(_sentence, differences)]
+    how = f"Against {differences[0].baseline} on the test, paired by row: {test}"
+    if m > 1:
+        how += (
+            f", Holm-corrected for {m} tests. The 95% intervals are not adjusted for their number"
+        )
+    return [f"{how}.", *map(_sentence, differences)]
 
 
 def _sentence(found: Difference) -> str:

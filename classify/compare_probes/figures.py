@@ -21,6 +21,10 @@ RAW, CALIBRATED = "", "calibrated_"
 FIGURES = (*SURE_FIGURES, *SCALED_FIGURES, *(CALIBRATED + name for name in SCALED_FIGURES))
 
 
+_HIGHEST_TOLD = -float(np.log(np.finfo(np.float32).tiny))
+"""Nats: the loss of the smallest probability that float32 holds whole."""
+
+
 @dataclass(frozen=True)
 class Estimate:
     """A figure of n test rows, and the 95% interval for that of all such rows; NaN for none."""
@@ -45,8 +49,9 @@ class TestRows:
     ) -> Mapping[str, Estimate]:
         """Return :data:`FIGURES` of logits (n, k), minus infinity for classes never seen.
 
-        The log loss is over the rows of classes that the model knows, the others over all. Without
-        a temperature the calibrated figures are NaN.
+        The log loss is over the rows of classes that the model knows, the others over all. Its
+        interval is NaN where it would reach beyond the loss of any probability that float32 holds.
+        Without a temperature the calibrated figures are NaN.
         """
         found = {**self._sure(logits.argmax(axis=1)), **self._scaled(logits, RAW)}
         if temperature is None:
@@ -92,7 +97,9 @@ class TestRows:
             return _NOTHING
         groups = None if self.groups is None else self.groups[known]
         rows = self.labels[known], logits[known]
-        return Estimate(metrics.log_loss(*rows), intervals.log_loss_interval(*rows, groups))
+        low, high = intervals.log_loss_interval(*rows, groups)
+        told = (low, high) if high <= _HIGHEST_TOLD else _NOTHING.ci95
+        return Estimate(metrics.log_loss(*rows), told)
 
     def _known(self, logits: NDArray[np.floating]) -> NDArray[np.bool_]:
         """Return which rows (n,) are of a class that the model knows."""

@@ -50,12 +50,29 @@ def notes(facts: Mapping[str, Any]) -> list[str]:
         "Log loss, Brier score and calibration error (ECE): as they are > with the temperature, "
         "which was fitted to training rows out of fold."
     )
+    said += _rows_of_the_log_loss(facts)
     if missing := facts["classes_missing_from_test"]:
         said.append(
             f"The test has no rows of {', '.join(missing)}: balanced accuracy says nothing of "
             "these classes."
         )
     return said
+
+
+def _rows_of_the_log_loss(facts: Mapping[str, Any]) -> list[str]:
+    """Say for which models the log loss leaves rows out, a sentence for each number of rows."""
+    lacking: dict[int, list[str]] = {}
+    for name in facts["models"]:
+        if n_unknown := facts[name]["test_rows_of_unknown_classes"]:
+            lacking.setdefault(n_unknown, []).append(name)
+    n_test = facts["n_test"]
+    return [
+        f"Log loss is over {n_test - n_unknown:,} of {n_test:,} rows"
+        + (f" for {', '.join(names)}" if len(names) < len(facts["models"]) else "")
+        + ": the others are of classes without training rows, which have no probability. All other "
+        "figures are over all rows."
+        for n_unknown, names in lacking.items()
+    ]
 
 
 def _text_rows(facts: Mapping[str, Any]) -> list[tuple[str, ...]]:
@@ -136,9 +153,8 @@ def _interval(bounds: Sequence[float] | None) -> str:
 
 def _with_interval(one: Mapping[str, Any], figure: str) -> str:
     """Return a figure with its interval."""
-    bounds = one[f"test_{figure}_ci95"]
-    value = _share(one[f"test_{figure}"])
-    return value if bounds is None else f"{value} ({_interval(bounds)})"
+    value = one[f"test_{figure}"]
+    return "-" if value is None else f"{value:.4f} ({_interval(one[f'test_{figure}_ci95'])})"
 
 
 def _scaled(one: Mapping[str, Any], figure: str) -> str:

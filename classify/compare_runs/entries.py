@@ -134,6 +134,11 @@ def _keeps_head(run: RunFolder) -> bool:
     return run.kind == HEAD_KIND and "fine_tuning" in run.metrics
 
 
+def _n_refitted(run: RunFolder) -> int:
+    """Return how many test rows a run learned from in the end."""
+    return len(run.part_ids("refit")) if run.metrics.get("refit") == "all" else 0
+
+
 def _entry(run: RunFolder, name: str) -> Entry:
     """Return a model of a run."""
     facts, figures = run.metrics, run.metrics[name]
@@ -145,7 +150,7 @@ def _entry(run: RunFolder, name: str) -> Entry:
         run=run.path,
         model=name,
         approach=f"{approach}, {_MODELS.get(name, name.replace('_', ' '))}",
-        n_images=int(facts["n_train"]) + int(facts["n_validation"]),
+        n_images=int(facts["n_train"]) + int(facts["n_validation"]) + _n_refitted(run),
         n_parameters=figures.get("trainable_parameters", same_size),
         seconds=float(facts["seconds_by_part"].get(fitting, facts["seconds"])),
         n_test=int(facts["n_test"]),

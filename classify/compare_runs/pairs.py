@@ -87,7 +87,9 @@ def _originals(entries: Sequence[Entry]) -> dict[int, int]:
 def _compare(i: int, j: int, first: ScoredRows | None, second: ScoredRows | None) -> Pair:
     """Compare two models; the p-value is not adjusted."""
     if first is None or second is None:
-        return Pair(i, j, why_not="a test was left alone, or its predictions were not kept")
+        return Pair(
+            i, j, why_not="a test was left alone, or learned from, or nothing was kept of it"
+        )
     common, in_first, in_second = np.intersect1d(first.ids, second.ids, return_indices=True)
     n_common, sizes = len(common), {len(first.ids), len(second.ids)}
     pair = Pair(i, j, n_common, is_whole=sizes == {n_common})

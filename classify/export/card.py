@@ -11,6 +11,7 @@ from typing import Any
 from classify.export.description import Description
 from classify.export.parity import AnyParity
 from classify.intervals import wilson_interval
+from classify.predict_run import temperature_of
 from classify.results import title_of
 
 _N_NAMED = 50
@@ -68,17 +69,31 @@ def _takes(description: Description) -> str:
 def _probabilities(description: Description) -> str:
     """Say whether they are calibrated."""
     if description.temperature is None:
-        return "the softmax of the logits as they are; whether they are calibrated was not measured"
+        return f"the softmax of the logits as they are; {_spared_temperature(description)}"
     return f"calibrated: the logits are divided by the temperature {description.temperature:.4g}"
+
+
+def _spared_temperature(description: Description) -> str:
+    """Say what temperature there is for logits that were left raw."""
+    if _figures(description).get("temperature") is None:
+        return "whether they are calibrated was not measured"
+    temperature = temperature_of(description.run, description.model)
+    return (
+        f"not divided by the temperature {temperature:.4g} that training fitted to calibrate them, "
+        "as --probabilities calibrated does"
+    )
 
 
 def _data(description: Description) -> list[str]:
     run = description.run
     figures = run.metrics
+    tested = f"{figures['n_test']:,} to test on"
+    if _is_fitted_to_all(description):
+        tested = f"{_n_refitted(description):,} of the test to refit to"
     return [
         f"- Source: {run.provenance.source}",
         f"- Images: {figures['n_train']:,} to train on, {figures['n_validation']:,} to validate "
-        f"on, {figures['n_test']:,} to test on",
+        f"on, {tested}",
         f"- Fitted to: {_figures(description)['fitted_to']}",
     ]
 
@@ -98,9 +113,30 @@ def _quality(description: Description) -> list[str]:
         _row("validation", figures["validation_accuracy"], run["n_validation"]),
     ]
     note = "Models were chosen on the validation images, so the figure for these flatters."
+    if _is_fitted_to_all(description):
+        return [*table, "", f"{note} {_refitted(description)}"]
     if figures["test_accuracy"] is None:
         return [*table, "", f"{note} The model was not scored on a test."]
     return [*table, _row("test", figures["test_accuracy"], run["n_test"]), "", note]
+
+
+def _is_fitted_to_all(description: Description) -> bool:
+    return bool(description.run.metrics.get("refit") == "all")
+
+
+def _refitted(description: Description) -> str:
+    """Say what a model that learned from the test too was not measured on."""
+    figures = description.run.metrics
+    n_rows = figures["n_train"] + figures["n_validation"] + _n_refitted(description)
+    return (
+        f"The model was then refitted to all {n_rows:,} rows, the test's too: the figure is from "
+        "before the refit, and there is no test score."
+    )
+
+
+def _n_refitted(description: Description) -> int:
+    """Return how many rows of the test were learned from."""
+    return len(description.run.part_ids("refit"))
 
 
 def _row(name: str, accuracy: float, n: int) -> str:

@@ -92,7 +92,8 @@ class FixedParity:
         """Say it for people."""
         return (
             f"{self.way} gives {self.n_equal} of {self.n_images} images the class that Keras gives "
-            f"for the same pixels; accuracy on them {self.accuracy:.4f} (the run's own "
+            f"for the same pixels; accuracy on them, which the run learned from or chose on, "
+            f"{self.accuracy:.4f} (the run's own "
             f"{self.run_accuracy:.4f}: {self.accuracy - self.run_accuracy:+.4f}); resized as "
             f"phones do, without antialiasing, {self.phone_accuracy:.4f}"
         )

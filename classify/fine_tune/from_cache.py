@@ -14,6 +14,7 @@ them, named in its recipe (:mod:`extract.augment`). The epochs take the views in
 
 from __future__ import annotations
 
+import re
 import threading
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,7 +36,7 @@ from classify.fine_tune.suffix import suffix_network
 from data_cache.cache import FeatureCache
 from data_cache.console import say
 from data_cache.digests import KeyIndex, as_keys
-from data_cache.errors import BadImagesError
+from data_cache.errors import BadImagesError, OutputError
 from data_cache.files import check_creatable
 from data_cache.part import PartListing
 from data_cache.rows import BadImage, Manifest
@@ -49,6 +50,7 @@ from extract.weights import RANDOM
 
 _FOLDER_ENDING = ".activations"
 _N_LETTERS, _N_DIGITS = 60, 12
+_CACHE_NAME = re.compile(rf".+-[0-9a-f]{{{_N_DIGITS}}}\.h5(\..+)?")
 
 
 class Activations(Protocol):
@@ -177,8 +179,8 @@ def open_activations(job: Job, cut: Cut, room: Room | None = None) -> Iterator[A
     ``room`` is for those in memory; what does not fit is read anew for every batch.
     """
     options, rows = job.options, job.rows
-    folder = options.activations or activations_folder(job.output)
-    check_creatable(folder.resolve())
+    folder = activations_folder(job.output, options.activations)
+    check_activations(folder)
     folder.mkdir(parents=True, exist_ok=True)
     say(f"training on what {cut} is for each image; {folder} keeps it")
     views = [View(options.seed, number) for number in range(options.views)]
@@ -191,9 +193,29 @@ def open_activations(job: Job, cut: Cut, room: Room | None = None) -> Iterator[A
         yield ActivationCaches(cut, caches[0], caches[1:], room or Room())
 
 
-def activations_folder(output: Path) -> Path:
-    """Return the folder beside a run where its activations are kept unless one is named."""
-    return output.with_name(output.name + _FOLDER_ENDING)
+def activations_folder(output: Path, named: Path | None = None) -> Path:
+    """Return the folder where activations are kept: the named one, or one beside the run."""
+    return named or output.with_name(output.name + _FOLDER_ENDING)
+
+
+def check_activations(folder: Path) -> None:
+    """See that activations may be kept in a folder: nobody else's files are mixed with them.
+
+    Hidden files are let be, such as locks and what file managers leave.
+
+    Raises
+    ------
+    OutputError
+        Something is there that is no cache of activations, or nothing can be created there.
+    """
+    check_creatable(folder.resolve())
+    names = sorted(one.name for one in folder.iterdir()) if folder.is_dir() else []
+    for name in names:
+        if not (name.startswith(".") or _CACHE_NAME.fullmatch(name)):
+            raise OutputError(
+                f"{folder} is for caches of activations alone, and holds {name} too: name another "
+                "folder, or a new one, with --activations"
+            )
 
 
 def _extract(job: Job, source: Source, cut: Cut, folder: Path, view: View | None) -> Path:

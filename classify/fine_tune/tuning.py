@@ -20,7 +20,12 @@ from classify.fine_tune.assembly import check_parity, unfreeze
 from classify.fine_tune.checkpoints import Checkpoints
 from classify.fine_tune.decision import DecisionPlan
 from classify.fine_tune.features import MIXED_TOLERANCE, Features
-from classify.fine_tune.from_cache import Material, material
+from classify.fine_tune.from_cache import (
+    Material,
+    activations_folder,
+    check_activations,
+    material,
+)
 from classify.fine_tune.job import Job, state_folder
 from classify.fine_tune.new_head import NewHead
 from classify.fine_tune.options import FineTuneOptions
@@ -73,6 +78,9 @@ def fine_tune(source: Source, head: Path | None, output: Path, options: FineTune
             write_probe(folder, job, tuned)
         write_report(folder, output.name)
     checkpoints.remove()
+    if options.from_cache:
+        kept = activations_folder(output, options.activations)
+        say(f"{kept} keeps the activations for another fine-tuning: it may be deleted")
     return load_run(output)
 
 
@@ -84,12 +92,16 @@ def check_output(output: Path, options: FineTuneOptions) -> None:
     OutputExistsError
         A run is there, or an unfinished fine-tuning, and nothing says what to do with it.
     HeadstartError
-        See :func:`classify.runs.check_output`.
+        See :func:`classify.runs.check_output` and :func:`.from_cache.check_activations`.
     """
     runs.check_output(output, overwrite=options.overwrite)
     if options.tensorboard:
         check_tensorboard()
+    if options.from_cache:
+        check_activations(activations_folder(output, options.activations))
     folder = state_folder(output)
+    if options.resume and not folder.exists():
+        say(f"nothing to go on with at {folder}: beginning anew")
     if options.resume or not folder.exists():
         return
     if not options.overwrite:
@@ -145,8 +157,8 @@ def _train(job: Job, trained_on: Material, plan: DecisionPlan, checkpoints: Chec
     options = job.options
     network, n_images = trained_on.network, len(trained_on.training)
     say(
-        f"training {network.n_trained:,} parameters: the last {options.unfreeze_layers} layers of "
-        f"{job.run.recipe.backbone} and the head, on {n_images:,} images"
+        f"training {network.n_trained:,} parameters: "
+        f"{_what_trains(options.unfreeze_layers, job.run.recipe.backbone)}, on {n_images:,} images"
     )
     try:
         with progress("Fine-tuning", total=options.epochs * n_images) as advance:
@@ -163,6 +175,14 @@ def _train(job: Job, trained_on: Material, plan: DecisionPlan, checkpoints: Chec
         if checkpoints.path.exists():
             say(f"stopped; the last whole epoch is kept in {checkpoints.folder}: see --resume")
         raise
+
+
+def _what_trains(n_layers: int, backbone: str) -> str:
+    """Say which layers are trained."""
+    if n_layers == 0:
+        return "the head alone"
+    layers = "layer" if n_layers == 1 else f"{n_layers:,} layers"
+    return f"the last {layers} of {backbone} and the head"
 
 
 def _say_epoch(epoch: int, row: Mapping[str, float]) -> None:

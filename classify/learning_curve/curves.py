@@ -83,10 +83,12 @@ class Curve:
     def band(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Where the accuracy of one more draw would lie, 95 times of 100: low and high, (s,).
 
-        Student's prediction interval: mean ± t sd sqrt(1 + 1/draws), within [0, 1].
+        Student's prediction interval: mean ± t sd sqrt(1 + 1/draws), within [0, 1]. NaN where all
+        draws reached the same: that shows no spread, and is no proof that there is none.
         """
         n_draws = len(self.accuracies)
         half = t.ppf(0.975, n_draws - 1) * self.sd * np.sqrt(1 + 1 / n_draws)
+        half[np.ptp(self.accuracies, axis=0) == 0] = np.nan
         return (self.mean - half).clip(0, 1), (self.mean + half).clip(0, 1)
 
 

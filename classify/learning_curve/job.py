@@ -83,7 +83,7 @@ def _on_folds(rows: Part, n_classes: int, options: CurveOptions) -> Measured:
     say(f"{len(rows):,} labeled images, {sizes[0]} to {sizes[-1]:,} of them to learn from")
     draws = draws_of_folds(rows, options.n_draws, options.seed)
     fitted = tuple(fit_draws(draws, sizes, n_classes, options))
-    return Measured(curves_of(fitted, None), fitted)
+    return Measured(curves_of(fitted, None), fitted, _n_classes(rows))
 
 
 def _on_test(
@@ -100,13 +100,29 @@ def _on_test(
     say(f"{sizes[0]} to {sizes[-1]:,} labeled images to learn from, {len(test):,} to score on")
     draws = draws_of_all(rows, test.features(), options.n_draws, options.seed)
     fitted = tuple(fit_draws(draws, sizes, len(cache.classes), options))
-    opened = test.open(_names(fitted), output)
-    return Measured(curves_of(fitted, opened.labels), fitted, opened.labels, opened.scorings)
+    opened = test.open(_names(fitted, len(rows)), output)
+    curves = curves_of(fitted, opened.labels)
+    return Measured(curves, fitted, _n_classes(rows), opened.labels, opened.scorings)
 
 
-def _names(fitted: Sequence[Fitted]) -> list[str]:
-    """Return a name for each model that is scored on the test."""
-    return [f"{one.probe} on {one.n} images, draw {one.draw + 1}" for one in fitted]
+def _n_classes(rows: Part) -> int:
+    """Return how many classes have rows."""
+    return len(np.unique(rows.labels))
+
+
+def _names(fitted: Sequence[Fitted], n_most: int) -> list[str]:
+    """Return a name for each model that is scored on the test.
+
+    All images are the same ones in every draw: fits to these that chose and predict the same are
+    one model.
+    """
+    models: dict[tuple[object, ...], str] = {}
+    for one in fitted:
+        chosen = (repr(one.hyperparameters), one.predictions.tobytes())
+        own = chosen if one.n == n_most else (one.draw,)
+        name = f"{one.probe} on {one.n} images, draw {one.draw + 1}"
+        models.setdefault((one.probe, one.n, *own), name)
+    return list(models.values())
 
 
 def _needed(curve: Curve, options: CurveOptions) -> tuple[ImagesNeeded, ...]:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +35,13 @@ NEARLY = 0.01
 class Measured:
     """The curves, and every fit behind them.
 
-    ``labels`` (m,) are the test's, and ``scorings`` how often it was scored; None on folds.
+    ``n_classes`` have labeled images. ``labels`` (m,) are the test's, and ``scorings`` how often it
+    was scored; None on folds.
     """
 
     curves: tuple[Curve, ...]
     fitted: tuple[Fitted, ...]
+    n_classes: int
     labels: NDArray[np.int64] | None = None
     scorings: Scorings | None = None
 
@@ -73,14 +76,15 @@ class CurveResult:
         yield ("images", "a class", *names)
         for n in sorted({n for one in curves for n in one.sizes.tolist()}):
             figures = (cell for one in curves for cell in _cells(one, n))
-            yield (f"{n:,}", f"{n / len(self.cache.classes):.4g}", *figures)
+            yield (f"{n:,}", f"{n / self.measured.n_classes:.4g}", *figures)
 
     def _how(self) -> str:
         """Say what was measured."""
         place = "the test" if self.options.on_test else "folds that were left out"
         return (
             f"Means of {self.options.n_draws} draws, scored on {place}; of 100 further draws, 95 "
-            "would lie in the band. Images: all that were labeled, for fitting and for choosing."
+            "would lie in the band, which is - where all draws reached the same. Images: all that "
+            "were labeled, for fitting and for choosing."
         )
 
     def _sentences(self) -> Iterator[str]:
@@ -108,8 +112,8 @@ class CurveResult:
         for one in self.measured.curves:
             figures = zip(one.sizes.tolist(), one.mean, one.sd, *one.band, strict=True)
             for n, *rest in figures:
-                a_class = n / len(self.cache.classes)
-                yield (one.probe, n, a_class, len(one.accuracies), *map(float, rest))
+                a_class = n / self.measured.n_classes
+                yield (one.probe, n, a_class, len(one.accuracies), *map(_number, rest))
 
     def _facts(self) -> dict[str, Any]:
         """Return what ``learning_curve.json`` says."""
@@ -144,7 +148,12 @@ def _cells(curve: Curve, n: int) -> tuple[str, str]:
     if not len(at):
         return "-", "-"
     low, high = (float(end[at[0]]) for end in curve.band)
-    return f"{curve.mean[at[0]]:.4f}", f"{low:.4f} to {high:.4f}"
+    return f"{curve.mean[at[0]]:.4f}", "-" if isnan(low) else f"{low:.4f} to {high:.4f}"
+
+
+def _number(value: float) -> float | None:
+    """Return a number, None in place of NaN."""
+    return None if isnan(value) else float(value)
 
 
 def _write_draws(path: Path, measured: Measured) -> None:

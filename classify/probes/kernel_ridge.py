@@ -12,12 +12,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.linalg import cho_factor, cho_solve
 from sklearn.preprocessing import StandardScaler
-from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from classify.estimators import LogitsClassifier
 from classify.probes.arrays import load_arrays, save_arrays
-from classify.probes.linear import refuse_one_class
+from classify.probes.linear import check_targets, refuse_one_class
 from classify.probes.tuning import Rows, TriedPoint, TunedProbe, Tuning, choose, measure
 from data_cache.errors import ParameterError
 
@@ -97,7 +96,7 @@ class KernelRidgeProbe(LogitsClassifier):
             ``y`` has one class only.
         """
         features, labels = validate_data(self, X, y, dtype=[np.float32, np.float64])
-        check_classification_targets(labels)
+        check_targets(labels)
         refuse_one_class(labels)
         for name in ("gamma", "alpha", "temperature"):
             if not getattr(self, name) > 0:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import ClassVar, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.preprocessing import StandardScaler
+from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from classify.estimators import LogitsClassifier
@@ -71,6 +73,13 @@ class LinearProbe(LogitsClassifier):
         """Take over what standardizes features."""
         self.mean_, self.scale_ = scaler.mean_, scaler.scale_
         self.n_features_in_ = len(scaler.mean_)
+
+
+def check_targets(y: NDArray) -> None:
+    """Refuse labels that are no classes; many classes with few rows each are no reason to warn."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        check_classification_targets(y)
 
 
 def refuse_one_class(y: NDArray) -> None:

@@ -17,11 +17,10 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.class_weight import compute_sample_weight
-from sklearn.utils.multiclass import check_classification_targets
 from threadpoolctl import threadpool_limits
 
 from classify.estimators import check_rows
-from classify.probes.linear import LinearProbe, refuse_one_class
+from classify.probes.linear import LinearProbe, check_targets, refuse_one_class
 from classify.probes.logistic_stream import StreamedProblem, minimize_streamed
 from classify.probes.newton import SoftmaxProblem, minimize
 from classify.probes.tuning import Rows, TriedPoint, TunedProbe, Tuning
@@ -107,7 +106,7 @@ class LogisticRegressionProbe(LinearProbe):
             ``y`` has one class only.
         """
         features, labels = check_rows(self, X, y)
-        check_classification_targets(labels)
+        check_targets(labels)
         refuse_one_class(labels)
         scaler = fit_scaler(features)
         if start is not None and not np.array_equal(start.classes_, np.unique(labels)):

@@ -12,10 +12,9 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.linalg import eigh
 from scipy.sparse import csr_array
 from sklearn.preprocessing import StandardScaler
-from sklearn.utils.multiclass import check_classification_targets
 
 from classify.estimators import check_rows, logits_of
-from classify.probes.linear import LinearProbe, refuse_one_class
+from classify.probes.linear import LinearProbe, check_targets, refuse_one_class
 from classify.probes.tuning import Rows, TunedProbe, Tuning, choose, measure
 from classify.streams import feature_blocks, fit_scaler
 from data_cache.errors import DataError, ParameterError
@@ -65,7 +64,7 @@ class NearestMeanProbe(LinearProbe):
             ``y`` has one class only, or every row equals the mean of its class.
         """
         features, labels = check_rows(self, X, y)
-        check_classification_targets(labels)
+        check_targets(labels)
         if not 0 < self.shrinkage <= 1:
             raise ParameterError(f"shrinkage is {self.shrinkage!r}: expected within (0, 1]")
         if not self.temperature > 0:

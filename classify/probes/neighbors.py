@@ -9,12 +9,11 @@ from typing import ClassVar, NamedTuple, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.preprocessing import normalize
-from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from classify.estimators import LogitsClassifier, check_rows
 from classify.probes.arrays import load_arrays, save_arrays
-from classify.probes.linear import refuse_one_class
+from classify.probes.linear import check_targets, refuse_one_class
 from classify.probes.tuning import Rows, TunedProbe, Tuning, choose, measure
 from classify.streams import StreamedFeatures
 from data_cache.errors import ParameterError
@@ -88,7 +87,7 @@ class NeighborsProbe(LogitsClassifier):
             ``y`` has one class only.
         """
         features, labels = check_rows(self, X, y, dtype=[np.float32, np.float64])
-        check_classification_targets(labels)
+        check_targets(labels)
         refuse_one_class(labels)
         if self.n_neighbors < 1:
             raise ParameterError(f"n_neighbors is {self.n_neighbors}: expected 1 or more")

@@ -12,10 +12,9 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.linalg import eigh
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.class_weight import compute_sample_weight
-from sklearn.utils.multiclass import check_classification_targets
 
 from classify.estimators import check_rows, logits_of
-from classify.probes.linear import LinearProbe, refuse_one_class
+from classify.probes.linear import LinearProbe, check_targets, refuse_one_class
 from classify.probes.tuning import Rows, TunedProbe, Tuning, choose, measure
 from classify.streams import StreamedFeatures, feature_blocks, fit_scaler
 from data_cache.errors import ParameterError
@@ -72,7 +71,7 @@ class RidgeProbe(LinearProbe):
             ``y`` has one class only.
         """
         features, labels = check_rows(self, X, y)
-        check_classification_targets(labels)
+        check_targets(labels)
         for name in ("alpha", "temperature"):
             if not getattr(self, name) > 0:
                 raise ParameterError(f"{name} is {getattr(self, name)!r}: expected above 0")

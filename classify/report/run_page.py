@@ -71,6 +71,8 @@ def _lead(run: RunFolder) -> str:
     told = run.metrics
     source = told.get("provenance", {}).get("source", "its source")
     words = f"{told['n_train']:,} images of {source} to train on, {len(run.classes)} classes"
+    if told.get("refit") == "all":
+        words += ", and in the end the models were fitted to all rows, the test's too"
     recipe = told.get("recipe")
     if not recipe:
         return f"{words}."
@@ -87,7 +89,9 @@ def _tiles(run: RunFolder) -> tuple[Tile, ...]:
     )
     selected = Tile("Selected", _plain(run.selected), "by rows other than the test's")
     if figures.get("test_accuracy") is None:
-        return (Tile("Test accuracy", "–", "the test was not scored"), selected, validation)
+        learned = told.get("refit") == "all"
+        why = "the models learned its rows in the end" if learned else "the test was not scored"
+        return (Tile("Test accuracy", "–", why), selected, validation)
     low, high = figures["test_accuracy_ci95"]
     interval = f"95% interval {low:.4f} to {high:.4f}, {told['n_test']:,} rows"
     return (

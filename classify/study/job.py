@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from classify.compare_probes.shared_rows import SharedRows, share_rows_of_seeds
@@ -10,6 +10,7 @@ from classify.study.cells import Cell, cache_digest, cell_key, make_cells, read_
 from classify.study.plan import StudyPlan, Unit
 from classify.study.scores import Scores, read_scores, score_cells, write_scores
 from classify.study.table import StudyTable
+from classify.test_log import Scorings
 from classify.train import RowOptions
 from data_cache.console import say
 from data_cache.errors import CacheError, CacheNotFoundError, OutputExistsError
@@ -34,19 +35,30 @@ def compare_study(plan: StudyPlan, folder: Path, text: str = "") -> StudyTable:
         :func:`classify.study.cells.make_cells`. Cells that are finished stay.
     """
     _check_folder(folder)
-    shared = _share(plan)
+    _check_caches(plan)
     keys = _keys(plan)
     missing = [one for one in keys.items() if read_cell(folder, *one) is None]
+    known = read_scores(folder)
+    shared = _share(plan, _unfinished(missing, keys, known))
     say(f"{len(keys) - len(missing):,} of {len(keys):,} fits are there")
     folder.mkdir(parents=True, exist_ok=True)
     with whole_file(folder / _MARK) as path:
         path.write_text(text, encoding="utf-8")
     make_cells(folder, missing, shared, plan)
     cells = [cell for one in keys.items() if (cell := read_cell(folder, *one)) is not None]
-    scores = _score(cells, shared, plan, folder)
-    table = StudyTable(plan, tuple(cells), scores)
+    scores = {one.key: known[one.key] for one in cells if one.key in known}
+    scorings = _score(cells, scores, shared, folder)
+    table = StudyTable(plan, tuple(cells), scores, scorings)
     table.write(folder)
     return table
+
+
+def _unfinished(
+    missing: Sequence[tuple[Unit, str]], keys: Mapping[Unit, str], known: Scores
+) -> set[str]:
+    """Return the data sets that have something left to fit or to score."""
+    to_score = {unit.data for unit, key in keys.items() if key not in known}
+    return to_score | {unit.data for unit, _ in missing}
 
 
 def _check_folder(folder: Path) -> None:
@@ -59,14 +71,21 @@ def _check_folder(folder: Path) -> None:
         )
 
 
-def _share(plan: StudyPlan) -> dict[tuple[str, int], SharedRows]:
-    """Return the rows of every data set, divided as each seed does it."""
-    shared: dict[tuple[str, int], SharedRows] = {}
+def _check_caches(plan: StudyPlan) -> None:
+    """Refuse a plan of a cache that is not there."""
     for data, caches in plan.data.items():
         for path in caches.values():
             if not path.exists():
                 raise CacheNotFoundError(f"{path}, of data.{data}, is not there: extract it first")
-        options = RowOptions(validation_split=plan.validation_split, test_split=plan.test_split)
+
+
+def _share(plan: StudyPlan, wanted: Collection[str]) -> dict[tuple[str, int], SharedRows]:
+    """Return the rows of the data sets that are wanted, divided as each seed does it."""
+    shared: dict[tuple[str, int], SharedRows] = {}
+    options = RowOptions(validation_split=plan.validation_split, test_split=plan.test_split)
+    for data in filter(wanted.__contains__, plan.data):
+        caches = plan.data[data]
+        say(f"Reading the rows of {data}")
         divided = share_rows_of_seeds(list(caches.values()), options, plan.seeds)
         if divided[plan.seeds[0]].test is None:
             raise CacheError(f"data.{data} has no test split: a study is scored on one")
@@ -83,17 +102,16 @@ def _keys(plan: StudyPlan) -> dict[Unit, str]:
 
 def _score(
     cells: Sequence[Cell],
+    scores: Scores,
     shared: Mapping[tuple[str, int], SharedRows],
-    plan: StudyPlan,
     folder: Path,
-) -> Scores:
-    """Return the figures of all cells; those that were not scored yet are, and are counted."""
-    known = read_scores(folder)
-    scores = {one.key: known[one.key] for one in cells if one.key in known}
-    for data in plan.data:
+) -> dict[str, Scorings | None]:
+    """Score the cells that ``scores`` lacks, and add them; return the counts by data set."""
+    counts: dict[str, Scorings | None] = {}
+    for (data, _), rows in shared.items():
         new = [one for one in cells if one.unit.data == data and one.key not in scores]
-        test = shared[data, plan.seeds[0]].test
-        if new and test is not None:
-            scores |= score_cells(new, test, folder)
+        if new and rows.test is not None:
+            found, counts[data] = score_cells(new, rows.test, folder)
+            scores |= found
             write_scores(folder, scores)
-    return scores
+    return counts

@@ -13,6 +13,7 @@ from classify import metrics
 from classify.sealed_test import SealedTest
 from classify.study.cells import Cell
 from classify.study.plan import FIGURES
+from classify.test_log import Scorings
 from data_cache.files import whole_file
 
 SCORES_FILE = "scores.json"
@@ -37,11 +38,16 @@ def write_scores(folder: Path, scores: Mapping[str, Mapping[str, float | None]])
         temporary.write_text(text + "\n", encoding="utf-8")
 
 
-def score_cells(cells: Sequence[Cell], test: SealedTest, folder: Path) -> Scores:
-    """Open the seal of a data set's test, and score the cells of it that were not scored yet."""
+def score_cells(
+    cells: Sequence[Cell], test: SealedTest, folder: Path
+) -> tuple[Scores, Scorings | None]:
+    """Open the seal of a data set's test, and score the cells of it that were not scored yet.
+
+    Returned with their figures is how often the test was scored; None where that is not known.
+    """
     names = [f"{one.unit.model} seed {one.unit.seed}" for one in cells]
-    labels = test.open(names, folder).labels
-    return {one.key: measure(labels, one.logits) for one in cells}
+    opened = test.open(names, folder)
+    return {one.key: measure(opened.labels, one.logits) for one in cells}, opened.scorings
 
 
 def measure(labels: NDArray[np.int64], logits: NDArray[np.floating]) -> dict[str, float | None]:

@@ -16,6 +16,7 @@ from classify.study.cells import Cell
 from classify.study.plan import FIGURES, StudyPlan
 from classify.study.scores import Scores
 from classify.summary import align
+from classify.test_log import Scorings
 from data_cache.files import whole_file
 
 UNITS_FILE, TABLE_FILE = "fits.csv", "table.csv"
@@ -39,11 +40,20 @@ class Entry:
 
 @dataclass(frozen=True)
 class StudyTable:
-    """Everything that a study found; the scores of cells are by key."""
+    """Everything that a study found.
+
+    Attributes
+    ----------
+    plan : what was asked for
+    cells : the fits
+    scores : their figures, by key
+    scorings : how often the test was scored, by data set, of those just scored; None if not known
+    """
 
     plan: StudyPlan
     cells: tuple[Cell, ...]
     scores: Scores
+    scorings: Mapping[str, Scorings | None]
 
     @cached_property
     def entries(self) -> Mapping[tuple[str, str], Entry]:
@@ -76,7 +86,8 @@ class StudyTable:
     @property
     def text(self) -> str:
         """What ``compare-study`` prints, without a last line end."""
-        return "\n".join([*align(list(self._rows("±"))), "", *self._notes()])
+        counted = map(self._words_on_test, self.plan.data)
+        return "\n".join([*align(list(self._rows("±"))), "", *self._notes(), *counted])
 
     def write(self, folder: Path) -> None:
         """Write every fit as CSV, and the table as CSV, Markdown and LaTeX."""
@@ -90,6 +101,15 @@ class StudyTable:
         for name, text in texts.items():
             with whole_file(folder / name) as path:
                 path.write_text(text, encoding="utf-8")
+
+    def _words_on_test(self, data: str) -> str:
+        """Say how often the test of a data set was scored."""
+        if data not in self.scorings:
+            return f"{data}: No further model was scored on this test."
+        scorings = self.scorings[data]
+        if scorings is None:
+            return f"{data}: How often this test was scored is not known."
+        return f"{data}: {scorings.sentence()}."
 
     def _entry(self, model: str, data: str) -> Entry | None:
         """Return the entry of a model and a data set; None where a figure is lacking."""

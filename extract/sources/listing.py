@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_cache.errors import SourceError
-from data_cache.leaks import read_exclusions
+from data_cache.leaks import read_exclusions, warn_of_unknown
 from data_cache.manifests import in_split_order
 from data_cache.part import Part, PartListing
 from data_cache.rows import BadImage, Manifest, Rows
@@ -126,7 +126,7 @@ def arrange(listing: Listing, options: SourceOptions) -> dict[str, NDArray[np.in
     """Return, for each split, the positions of its rows in the listing, in order.
 
     Images are divided first, then the limits are drawn, then exclusions are left out: what is
-    excluded is not made up for by other images.
+    excluded is not made up for by other images. Exclusions that are not there are warned of.
 
     Raises
     ------
@@ -136,7 +136,7 @@ def arrange(listing: Listing, options: SourceOptions) -> dict[str, NDArray[np.in
     keys = _keys(listing.rows)
     splits = _divided(listing, keys, options)
     limits = {TRAIN: options.train_limit, TEST: options.test_limit}
-    excluded = read_exclusions(options.exclude) if options.exclude else frozenset()
+    excluded = _excluded(listing.rows, splits, options)
     arranged = {}
     for split in in_split_order(splits.tolist()):
         at = np.flatnonzero(splits == split)
@@ -148,6 +148,22 @@ def arrange(listing: Listing, options: SourceOptions) -> dict[str, NDArray[np.in
         kept = [(split, one.decode()) not in excluded for one in ids]
         arranged[split] = at[np.array(kept, bool)]
     return arranged
+
+
+def _excluded(
+    rows: Rows, splits: NDArray[np.str_], options: SourceOptions
+) -> frozenset[tuple[str, str]]:
+    """Return the rows to leave out; warn of those, of this part, that are not among ``rows``."""
+    if options.exclude is None:
+        return frozenset()
+    excluded = read_exclusions(options.exclude)
+    listed = list(excluded)
+    if options.part is not None:
+        here = options.part.has(np.array([str(name).encode() for _, name in listed], object))
+        listed = [row for row, is_here in zip(listed, here, strict=True) if is_here]
+    known = zip(splits.tolist(), (one.decode() for one in rows.ids.tolist()), strict=True)
+    warn_of_unknown(options.exclude, frozenset(listed), known)
+    return excluded
 
 
 def _listing_digest(listing: Listing, options: SourceOptions) -> str:

@@ -13,13 +13,15 @@ from data_cache.console import Callback, Command, together
 _OPEN_SHARE = click.FloatRange(0, 1, min_open=True, max_open=True)
 _COUNT = click.IntRange(min=1)
 
-run_options = together(
-    click.argument("cache", type=click.Path(path_type=Path)),
+output_options = together(
     click.option(
         "--output", required=True, type=click.Path(path_type=Path), help="Folder for the run."
     ),
     click.option("--overwrite", is_flag=True, help="Replace the run that is at --output."),
 )
+"""Where a command writes its run."""
+
+run_options = together(click.argument("cache", type=click.Path(path_type=Path)), output_options)
 """What every command that learns from a cache and writes a run has."""
 
 division_options = together(

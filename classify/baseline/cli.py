@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from classify.cli import division_options
+from classify.cli import division_options, output_options
 from data_cache.console import Command
 from extract.cli import decode_options, listing_options, pick
 
@@ -17,10 +17,7 @@ _EXIT_SOME_LEFT_OUT = 3
 
 @click.command("train-baseline", cls=Command)
 @click.argument("source")
-@click.option(
-    "--output", required=True, type=click.Path(path_type=Path), help="Folder for the run."
-)
-@click.option("--overwrite", is_flag=True, help="Replace the run that is at --output.")
+@output_options
 @click.option(
     "--epochs", type=_COUNT, default=10, show_default=True, help="Passes over the images."
 )

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from classify.cli import row_options
+from classify.cli import output_options, row_options
 from data_cache.console import Command
 
 _COUNT = click.IntRange(min=1)
@@ -17,10 +17,7 @@ _COUNT = click.IntRange(min=1)
 @click.argument(
     "caches", metavar="CACHE...", nargs=-1, required=True, type=click.Path(path_type=Path)
 )
-@click.option(
-    "--output", required=True, type=click.Path(path_type=Path), help="Folder for the run."
-)
-@click.option("--overwrite", is_flag=True, help="Replace the run that is at --output.")
+@output_options
 @click.option(
     "--probe",
     "probes",

@@ -10,8 +10,8 @@ from classify.compare_runs.entries import SELECTED, Entry, read_entries
 from classify.compare_runs.figure import draw_comparison
 from classify.compare_runs.pairs import Pair, compare_pairs
 from classify.compare_runs.tables import as_markdown, as_text, write_entries, write_pairs
-from data_cache.errors import OutputExistsError
-from data_cache.files import check_creatable, refuse_existing, whole_folder
+from classify.output_folder import check_output_folder
+from data_cache.files import whole_folder
 
 TABLE_FILE, PAIRS_FILE = "table.csv", "pairs.csv"
 MARKDOWN_FILE, FIGURE_FILE = "table.md", "accuracy.png"
@@ -37,9 +37,9 @@ class Comparison:
         Raises
         ------
         OutputExistsError, OutputError
-            See :func:`check_folder`.
+            See :func:`classify.output_folder.check_output_folder`.
         """
-        check_folder(folder, overwrite=overwrite)
+        check_output_folder(folder, FILES, overwrite=overwrite)
         with whole_folder(folder.resolve(), overwrite=overwrite) as new:
             write_entries(new / TABLE_FILE, self.entries)
             write_pairs(new / PAIRS_FILE, self.pairs)
@@ -60,34 +60,13 @@ def compare_runs(
     Raises
     ------
     HeadstartError
-        See :func:`classify.compare_runs.entries.read_entries` and :func:`check_folder`.
+        See :func:`classify.compare_runs.entries.read_entries` and
+        :func:`classify.output_folder.check_output_folder`.
     """
     if output is not None:
-        check_folder(output, overwrite=overwrite)
+        check_output_folder(output, FILES, overwrite=overwrite)
     entries = read_entries(paths, models)
     comparison = Comparison(entries, compare_pairs(entries))
     if output is not None:
         comparison.write(output, overwrite=overwrite)
     return comparison
-
-
-def check_folder(path: Path, *, overwrite: bool) -> None:
-    """See that a comparison may be written to ``path``.
-
-    Raises
-    ------
-    OutputExistsError
-        Something is there, and ``overwrite`` is false, or it is no comparison's folder.
-    OutputError
-        Nothing can be created there.
-    """
-    refuse_existing(path, overwrite=overwrite)
-    check_creatable(path.resolve())
-    if not path.exists():
-        return
-    foreign = sorted({one.name for one in path.iterdir()} - FILES) if path.is_dir() else [path.name]
-    if foreign:
-        raise OutputExistsError(
-            f"--overwrite replaces the folder of a comparison whole, and {path} is or holds "
-            f"something else ({foreign[0]}): choose another --output"
-        )

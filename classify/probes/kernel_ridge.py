@@ -16,7 +16,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from classify.estimators import LogitsClassifier
 from classify.probes.arrays import load_arrays, save_arrays
-from classify.probes.linear import check_targets, refuse_one_class
+from classify.probes.linear import check_targets, expect_positive, refuse_one_class
 from classify.probes.tuning import Rows, TriedPoint, TunedProbe, Tuning, choose, measure
 from data_cache.errors import ParameterError
 
@@ -98,9 +98,7 @@ class KernelRidgeProbe(LogitsClassifier):
         features, labels = validate_data(self, X, y, dtype=[np.float32, np.float64])
         check_targets(labels)
         refuse_one_class(labels)
-        for name in ("gamma", "alpha", "temperature"):
-            if not getattr(self, name) > 0:
-                raise ParameterError(f"{name} is {getattr(self, name)!r}: expected above 0")
+        expect_positive(self, "gamma", "alpha", "temperature")
         if self.n_landmarks < 2:  # noqa: PLR2004
             raise ParameterError(f"n_landmarks is {self.n_landmarks}: expected 2 or more")
         system = KernelSystem.of(features, labels, self.n_landmarks, self.seed)

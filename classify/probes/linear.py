@@ -14,7 +14,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from classify.estimators import LogitsClassifier
 from classify.probes.arrays import load_arrays, save_arrays
-from data_cache.errors import DataError
+from data_cache.errors import DataError, ParameterError
 
 _SHAPES = {
     "classes": ("k",),
@@ -80,6 +80,13 @@ def check_targets(y: NDArray) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         check_classification_targets(y)
+
+
+def expect_positive(probe: LogitsClassifier, *names: str) -> None:
+    """Raise :class:`ParameterError` for a parameter that is not above 0."""
+    for name in names:
+        if not getattr(probe, name) > 0:
+            raise ParameterError(f"{name} is {getattr(probe, name)!r}: expected above 0")
 
 
 def refuse_one_class(y: NDArray) -> None:

@@ -14,7 +14,7 @@ from scipy.sparse import csr_array
 from sklearn.preprocessing import StandardScaler
 
 from classify.estimators import check_rows, logits_of
-from classify.probes.linear import LinearProbe, check_targets, refuse_one_class
+from classify.probes.linear import LinearProbe, check_targets, expect_positive, refuse_one_class
 from classify.probes.tuning import Rows, TunedProbe, Tuning, choose, measure
 from classify.streams import feature_blocks, fit_scaler
 from data_cache.errors import DataError, ParameterError
@@ -67,8 +67,7 @@ class NearestMeanProbe(LinearProbe):
         check_targets(labels)
         if not 0 < self.shrinkage <= 1:
             raise ParameterError(f"shrinkage is {self.shrinkage!r}: expected within (0, 1]")
-        if not self.temperature > 0:
-            raise ParameterError(f"temperature is {self.temperature!r}: expected above 0")
+        expect_positive(self, "temperature")
         return self.solve_with(ClassMeans(features, labels))
 
     def solve_with(self, means: ClassMeans) -> Self:

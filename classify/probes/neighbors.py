@@ -13,7 +13,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from classify.estimators import LogitsClassifier, check_rows
 from classify.probes.arrays import load_arrays, save_arrays
-from classify.probes.linear import check_targets, refuse_one_class
+from classify.probes.linear import check_targets, expect_positive, refuse_one_class
 from classify.probes.tuning import Rows, TunedProbe, Tuning, choose, measure
 from classify.streams import StreamedFeatures
 from data_cache.errors import ParameterError
@@ -91,9 +91,7 @@ class NeighborsProbe(LogitsClassifier):
         refuse_one_class(labels)
         if self.n_neighbors < 1:
             raise ParameterError(f"n_neighbors is {self.n_neighbors}: expected 1 or more")
-        for name in ("vote_temperature", "temperature"):
-            if not getattr(self, name) > 0:
-                raise ParameterError(f"{name} is {getattr(self, name)!r}: expected above 0")
+        expect_positive(self, "vote_temperature", "temperature")
         self.classes_, self.codes_ = np.unique(labels, return_inverse=True)
         is_streamed = isinstance(features, StreamedFeatures)
         self.rows_ = features if is_streamed else normalize(features).astype(np.float32)

@@ -14,10 +14,9 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.class_weight import compute_sample_weight
 
 from classify.estimators import check_rows, logits_of
-from classify.probes.linear import LinearProbe, check_targets, refuse_one_class
+from classify.probes.linear import LinearProbe, check_targets, expect_positive, refuse_one_class
 from classify.probes.tuning import Rows, TunedProbe, Tuning, choose, measure
 from classify.streams import StreamedFeatures, feature_blocks, fit_scaler
-from data_cache.errors import ParameterError
 
 RIDGE_PENALTIES: tuple[float, ...] = tuple(float(f"{10 ** (n / 2):.3g}") for n in range(-12, 5))
 """The penalties that :func:`tune_ridge` tries, smallest first, two a decade."""
@@ -72,9 +71,7 @@ class RidgeProbe(LinearProbe):
         """
         features, labels = check_rows(self, X, y)
         check_targets(labels)
-        for name in ("alpha", "temperature"):
-            if not getattr(self, name) > 0:
-                raise ParameterError(f"{name} is {getattr(self, name)!r}: expected above 0")
+        expect_positive(self, "alpha", "temperature")
         return self.solve_with(RidgeSystem(features, labels, self.class_weight))
 
     def solve_with(self, system: RidgeSystem) -> Self:

@@ -19,11 +19,11 @@ from pathlib import Path
 from sklearn.base import clone
 
 from classify.estimators import LogitsClassifier
-from classify.intervals import wilson_interval
 from classify.probes import PROBES, TunedProbe, Tuning
-from classify.scoring import score
-from classify.sealed_test import SealedTest
-from classify.selection import Division, divide
+from classify.selection.division import Division, divide
+from classify.selection.sealed_test import SealedTest
+from classify.statistics.intervals import wilson_interval
+from classify.statistics.scoring import score
 from data_cache.cache import FeatureCache
 
 

@@ -28,7 +28,7 @@ from classify.fine_tune.job import Job
 from classify.fine_tune.network import LabeledRows, Network, batches, make_forward
 from classify.fine_tune.options import FineTuneOptions
 from classify.fine_tune.training import Listener, train
-from classify.train import TrainingOptions, train_head
+from classify.train_head.job import TrainingOptions, train_head
 from extract.extraction import ExtractionOptions, extract_features
 from extract.sources import SourceOptions, open_source
 

@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 from harness import Report, Side, alternate, arguments, ratio
 
-from classify.batches import TrainingData
-from classify.head_spec import HeadSpec
-from classify.heads import dropout_seed, epoch_order, initial_weights_seed
-from classify.many_heads import train_many_heads
-from classify.search import SearchSpace
+from classify.heads.batches import TrainingData
+from classify.heads.dense import dropout_seed, epoch_order, initial_weights_seed
+from classify.heads.many import train_many_heads
+from classify.heads.spec import HeadSpec
+from classify.sweep_heads.search import SearchSpace
 from data_cache.cache import FeatureCache
 from data_cache.console import import_keras
 

@@ -16,8 +16,8 @@ import numpy as np
 from harness import Report, Side, alternate, arguments, ratio
 from sklearn.linear_model import LogisticRegression
 
-from classify import metrics
 from classify.probes import PROBES, LogisticRegressionProbe, Tuning, logistic_path
+from classify.statistics import metrics
 from data_cache.cache import FeatureCache
 
 TOLERANCE = 1e-5

@@ -24,7 +24,7 @@ import numpy as np
 from harness import Report, alternate, arguments, ratio
 from numpy.typing import NDArray
 
-from classify.heads import DenseHead
+from classify.heads.dense import DenseHead
 from classify.streams import Budget, StreamedFeatures
 from data_cache.cache import FeatureCache
 from data_cache.memory import parse_size

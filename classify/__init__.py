@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from classify.predict import Classifier, PredictOptions
+    from classify.predict.classifiers import Classifier, PredictOptions
 
 
 def load(path: Path | str, options: PredictOptions | None = None) -> Classifier:
     """Return the classifier in a run folder, or in a model that ``export-model`` wrote.
 
-    See :func:`classify.predict.load_classifier`.
+    See :func:`classify.predict.classifiers.load_classifier`.
     """
-    from classify.predict import load_classifier
+    from classify.predict.classifiers import load_classifier
 
     return load_classifier(path, options)

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_consistent_length, validate_data
 
-from classify.metrics import softmax
+from classify.statistics.metrics import softmax
 from classify.streams import Features, StreamedFeatures
 
 

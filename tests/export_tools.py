@@ -17,8 +17,8 @@ from PIL import Image
 from tiny_backbone import TINY
 
 from classify.export.exporting import ExportOptions, export_model
-from classify.runs import load_run
-from classify.train import TrainingOptions, train_head
+from classify.results.runs import load_run
+from classify.train_head.job import TrainingOptions, train_head
 from extract.backbones import BACKBONES
 from extract.extraction import ExtractionOptions, extract_features
 from extract.preprocess import Preprocessing, preprocess

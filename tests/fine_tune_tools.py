@@ -18,7 +18,7 @@ from tiny_backbone import TINY
 from classify.fine_tune.options import FineTuneOptions
 from classify.fine_tune.pixels import PixelInputs
 from classify.fine_tune.tuning import fine_tune
-from classify.train import TrainingOptions, train_head
+from classify.train_head.job import TrainingOptions, train_head
 from extract.backbones import BACKBONES
 from extract.extraction import ExtractionOptions, extract_features
 from extract.sources import Source, SourceOptions, open_source

@@ -18,10 +18,10 @@ from classify.baseline.cli import train_baseline
 from classify.baseline.convnet import ConvNet, build_convnet
 from classify.baseline.images import ImageOptions, load_images
 from classify.export.cli import export_model
-from classify.heads import epoch_order
-from classify.predict_cli import predict_images
-from classify.runs import load_run, open_run
-from classify.selection import draw_validation
+from classify.heads.dense import epoch_order
+from classify.predict.cli import predict_images
+from classify.results.runs import load_run, open_run
+from classify.selection.division import draw_validation
 from data_cache.console import import_keras
 from data_cache.errors import BadImagesError, DataError, RunError, SourceError, TrainingError
 from extract.sources import SourceOptions, open_source

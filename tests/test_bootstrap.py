@@ -9,7 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from classify.bootstrap import Statistic, _acceleration, bca_interval, cluster_bca_interval
+from classify.statistics.bootstrap import (
+    Statistic,
+    _acceleration,
+    bca_interval,
+    cluster_bca_interval,
+)
 
 
 def mean_of(values: NDArray) -> Statistic:

@@ -11,7 +11,7 @@ from hypothesis.extra.numpy import arrays
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 
-from classify.calibration import (
+from classify.statistics.calibration import (
     TEMPERATURE_RANGE,
     Reliability,
     apply_temperature,

@@ -38,11 +38,11 @@ from classify.compare_probes.options import CompareOptions
 from classify.compare_probes.shared_rows import short_names
 from classify.compare_probes.tables import notes
 from classify.export.exporting import ExportOptions, export_model
-from classify.paired_tests import cluster_permutation_p, detectable_difference
-from classify.predict import PredictOptions
-from classify.predict_run import load_model
+from classify.predict.classifiers import PredictOptions
+from classify.predict.run import load_model
 from classify.probes import PROBES, KernelRidgeProbe, RidgeProbe, TriedPoint, TunedProbe
-from classify.runs import RUN_FILES, load_run
+from classify.results.runs import RUN_FILES, load_run
+from classify.statistics.paired_tests import cluster_permutation_p, detectable_difference
 from data_cache.cache import FeatureCache
 from data_cache.errors import HeadstartError, ParameterError, RunError
 from data_cache.recipe import Recipe

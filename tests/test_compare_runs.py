@@ -16,7 +16,7 @@ from scipy.stats import binom
 from classify.compare_runs.cli import compare_runs
 from classify.compare_runs.job import FILES
 from classify.compare_runs.job import compare_runs as compare
-from classify.runs import open_run, write_metrics, write_test_predictions
+from classify.results.runs import open_run, write_metrics, write_test_predictions
 from data_cache.errors import OutputExistsError, RunError
 
 CLASSES = ["ant", "bee"]

@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from classify.comparison import PairedComparison, compare, likely_cause
-from classify.paired_tests import mcnemar_mid_p
 from classify.probes import LogisticPath, LogisticRegressionProbe, PathPoint
+from classify.statistics.paired_tests import mcnemar_mid_p
+from classify.train_head.comparison import PairedComparison, compare, likely_cause
 
 AHEAD = PairedComparison(n=100, n_only_first=20, n_only_second=2, difference=0.18, mid_p=1e-4)
 BEHIND = replace(AHEAD, n_only_first=2, n_only_second=20, difference=-0.18)

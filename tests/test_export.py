@@ -37,9 +37,9 @@ from classify.export.head import DenseLayer
 from classify.export.images import Pool, draw, open_place
 from classify.export.sealing import unseal
 from classify.export.tflite import TfliteFormat
-from classify.predict import PredictOptions
-from classify.runs import BACKBONE_FILE, TUNED_KIND, load_run
-from classify.train import TrainingOptions, train_head
+from classify.predict.classifiers import PredictOptions
+from classify.results.runs import BACKBONE_FILE, TUNED_KIND, load_run
+from classify.train_head.job import TrainingOptions, train_head
 from data_cache.cache import FeatureCache
 from data_cache.errors import (
     ExportError,

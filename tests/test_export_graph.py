@@ -13,9 +13,9 @@ from classify.export.graph import _resize, _scale
 from classify.export.head import DenseLayer, dense_layers
 from classify.export.images import Sample
 from classify.export.parity import check_parity
-from classify.heads import DenseHead
-from classify.metrics import softmax
+from classify.heads.dense import DenseHead
 from classify.probes import LogisticRegressionProbe
+from classify.statistics.metrics import softmax
 from data_cache.console import import_keras
 from data_cache.errors import ExportError
 from extract.preprocess import RESIZE_MODES, SCALINGS, Preprocessing, ResizeMode, preprocess

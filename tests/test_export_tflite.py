@@ -23,7 +23,7 @@ from classify.export.images import Sample
 from classify.export.parity import FixedCheck, FixedParity
 from classify.export.tflite import fit, fit_as_phones_do
 from classify.export.tflite_head import with_float_head
-from classify.runs import load_run
+from classify.results.runs import load_run
 from data_cache.console import import_keras
 from data_cache.errors import ExportError
 from extract.preprocess import SCALINGS, Preprocessing

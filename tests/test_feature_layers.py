@@ -14,9 +14,9 @@ from image_files import write_images
 from tiny_backbone import N_FEATURES, TINY
 
 from classify.export.exporting import ExportOptions, export_model
-from classify.predict import PredictOptions, load_classifier
-from classify.runs import load_run
-from classify.train import TrainingOptions, train_head
+from classify.predict.classifiers import PredictOptions, load_classifier
+from classify.results.runs import load_run
+from classify.train_head.job import TrainingOptions, train_head
 from data_cache.cache import FeatureCache
 from data_cache.console import import_keras
 from data_cache.errors import BackboneError

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from tiny_backbone import TINY
 
 import classify
-from classify import runs
 from classify.export.exporting import ExportOptions, export_model
 from classify.fine_tune import tuning
 from classify.fine_tune.cli import fine_tune as command
@@ -28,10 +27,11 @@ from classify.fine_tune.pixels import PixelInputs
 from classify.fine_tune.rows import SourceRows
 from classify.fine_tune.summary import summarize
 from classify.fine_tune.tuning import fine_tune
-from classify.intervals import wilson_interval
-from classify.predict import PredictOptions
+from classify.predict.classifiers import PredictOptions
 from classify.probes import LogisticRegressionProbe
-from classify.runs import Run, load_run
+from classify.results import runs
+from classify.results.runs import Run, load_run
+from classify.statistics.intervals import wilson_interval
 from data_cache.cache import FeatureCache
 from data_cache.console import import_keras
 from data_cache.errors import HeadstartError, OutputExistsError, TrainingError, WeightsError

@@ -30,8 +30,8 @@ from classify.fine_tune.options import FineTuneOptions
 from classify.fine_tune.pixels import Room
 from classify.fine_tune.training import train
 from classify.fine_tune.tuning import fine_tune
-from classify.runs import load_run
-from classify.train import TrainingOptions, train_head
+from classify.results.runs import load_run
+from classify.train_head.job import TrainingOptions, train_head
 from data_cache.cache import FeatureCache
 from data_cache.console import import_keras
 from data_cache.errors import BadImagesError, OutputError, ParameterError, RecipeMismatchError

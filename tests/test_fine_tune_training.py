@@ -20,8 +20,8 @@ from classify.fine_tune.network import ArrayInputs, LabeledRows, Network
 from classify.fine_tune.pixels import Imaging, PixelInputs, Room
 from classify.fine_tune.rows import SourceRows
 from classify.fine_tune.training import Listener, TrainingSpec, train
-from classify.heads import epoch_order
-from classify.intervals import paired_difference_interval
+from classify.heads.dense import epoch_order
+from classify.statistics.intervals import paired_difference_interval
 from data_cache.console import import_keras
 from data_cache.errors import ParameterError, RunError, TrainingError
 from extract.augment import View

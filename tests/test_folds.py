@@ -15,15 +15,15 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from classify.cross_validation import cross_validate
-from classify.folds import ALWAYS_TRAINED, FoldPlan
-from classify.folds import draw_folds as draw
-from classify.head_spec import HeadSpec
-from classify.heads import DenseHead
-from classify.intervals import wilson_interval
-from classify.metrics import softmax
-from classify.out_of_fold import OutOfFold, corrected_interval
-from classify.selection import Part, draw_validation
+from classify.heads.dense import DenseHead
+from classify.heads.spec import HeadSpec
+from classify.selection.division import Part, draw_validation
+from classify.selection.folds import ALWAYS_TRAINED, FoldPlan
+from classify.selection.folds import draw_folds as draw
+from classify.statistics.intervals import wilson_interval
+from classify.statistics.metrics import softmax
+from classify.train_head.cross_validation import cross_validate
+from classify.train_head.out_of_fold import OutOfFold, corrected_interval
 from data_cache.errors import DataError, ParameterError, TrainingError
 
 N_FEATURES, CLASSES = 12, ("ant", "bee", "cat")
@@ -128,7 +128,7 @@ def test_labels_of_held_out_rows_change_nothing_that_their_fold_chooses_or_predi
     rows: Part, found: OutOfFold, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fold_of = found.fold_of[0]
-    monkeypatch.setattr("classify.cross_validation.draw_folds", lambda *_, **__: fold_of)
+    monkeypatch.setattr("classify.train_head.cross_validation.draw_folds", lambda *_, **__: fold_of)
     held_out = fold_of == 1
     poisoned = np.where(held_out, (rows.labels + 1) % 3, rows.labels)
     plan = replace(PLAN, n_repeats=1)
@@ -224,7 +224,7 @@ def test_groups_stay_whole_in_the_folds_and_in_what_a_fold_chooses_on(
         chosen.append((names, mask))
         return mask
 
-    monkeypatch.setattr("classify.cross_validation.draw_validation", watched)
+    monkeypatch.setattr("classify.train_head.cross_validation.draw_validation", watched)
     spec = replace(SPEC, epochs=1)
     found = cross_validate(blobs(90, groups=groups), spec, FoldPlan(n_folds=3), CLASSES)
     assert found.facts()["groups"] is True

@@ -19,7 +19,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils import estimator_checks
 
-from classify.heads import (
+from classify.heads.dense import (
     DenseHead,
     _steps_per_call,
     build_dense_head,
@@ -164,7 +164,7 @@ def test_more_rows_than_one_call_takes_are_predicted_alike(
 ) -> None:
     X, _ = blobs()
     whole = heads["plain"].logits(X)
-    monkeypatch.setattr("classify.heads._ROWS_PER_CALL", 7)
+    monkeypatch.setattr("classify.heads.dense._ROWS_PER_CALL", 7)
     np.testing.assert_allclose(heads["plain"].logits(X), whole, atol=1e-5)
 
 

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binom, binomtest, norm
 
-from classify import intervals, metrics
-from classify.calibration import reliability
-from classify.intervals import (
+from classify.statistics import intervals, metrics
+from classify.statistics.calibration import reliability
+from classify.statistics.intervals import (
     accuracy_interval,
     balanced_accuracy_interval,
     brier_interval,

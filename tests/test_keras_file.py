@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from classify.heads import DenseHead
-from classify.keras_file import read_dense_head
-from classify.predict_run import load_model
-from classify.runs import Run
+from classify.heads.dense import DenseHead
+from classify.heads.keras_file import read_dense_head
+from classify.predict.run import load_model
+from classify.results.runs import Run
 from data_cache.console import import_keras
 from data_cache.errors import RunError
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from classify.leakage import rows_to_leave_out
-from classify.selection import divide
+from classify.selection.division import divide
+from classify.selection.leakage import rows_to_leave_out
 from data_cache.cache import FeatureCache
 from data_cache.errors import DataError
 

@@ -29,7 +29,7 @@ from classify.learning_curve.result import FILES
 from classify.learning_curve.subsets import divide_subset, nested_order, subset_sizes
 from classify.probes import PROBES, TriedPoint, TunedProbe
 from classify.probes.ridge import RidgeProbe
-from classify.selection import Part
+from classify.selection.division import Part
 from data_cache.errors import DataError, ParameterError
 
 N_TRAIN, N_TEST = 150, 60

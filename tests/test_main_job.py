@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from classify.runs import load_run
-from classify.train import TrainingOptions, train_head
+from classify.results.runs import load_run
+from classify.train_head.job import TrainingOptions, train_head
 from data_cache.cache import FeatureCache
 from data_cache.errors import DataUnavailableError
 from extract.assets import find_here

@@ -12,11 +12,11 @@ import pytest
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_info
 
-from classify.batches import Batches, TrainingData
-from classify.head_spec import HeadSpec
-from classify.head_stack import BETA_1, BETA_2, HeadStack
-from classify.heads import DenseHead, dropout_seed, epoch_order, initial_weights_seed
-from classify.many_heads import TrainedHead, logits_of, train_many_heads
+from classify.heads.batches import Batches, TrainingData
+from classify.heads.dense import DenseHead, dropout_seed, epoch_order, initial_weights_seed
+from classify.heads.many import TrainedHead, logits_of, train_many_heads
+from classify.heads.spec import HeadSpec
+from classify.heads.stack import BETA_1, BETA_2, HeadStack
 from data_cache.console import import_keras
 from data_cache.errors import DataError, ParameterError
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.special import softmax as scipy_softmax
 
-from classify.metrics import (
+from classify.statistics.metrics import (
     accuracy,
     balanced_accuracy,
     balanced_accuracy_of_counts,

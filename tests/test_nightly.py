@@ -16,12 +16,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import norm
 
-from classify.champion import judge
-from classify.cli import train_head
-from classify.heads import DenseHead
-from classify.runs import load_run
-from classify.selection import Part, draw_unlearned
-from classify.test_log import log_path
+from classify.heads.dense import DenseHead
+from classify.results.runs import load_run
+from classify.selection.division import Part, draw_unlearned
+from classify.selection.test_log import log_path
+from classify.train_head.champion import judge
+from classify.train_head.cli import train_head
 from data_cache.errors import DataError
 
 D, N_TRAIN, N_TEST = 12, 150, 320

@@ -12,7 +12,7 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
-from classify.paired_tests import (
+from classify.statistics.paired_tests import (
     cluster_permutation_p,
     detectable_difference,
     friedman_p,

@@ -9,8 +9,8 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from classify import plots
-from classify.plots import draw_confusion_matrix, draw_learning_curves
+from classify.results import plots
+from classify.results.plots import draw_confusion_matrix, draw_learning_curves
 
 NAMES = ["$x$", "two\nlines", "日本", "", "a name that is far too long to be written out"]
 

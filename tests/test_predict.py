@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import classify
-from classify.predict import Predictions, PredictOptions
-from classify.predict_cli import predict_images
+from classify.predict.classifiers import Predictions, PredictOptions
+from classify.predict.cli import predict_images
 from classify.probes import LogisticRegressionProbe
-from classify.runs import write_metrics
+from classify.results.runs import write_metrics
 from data_cache.cache import FeatureCache
 from data_cache.errors import (
     BadImagesError,
@@ -705,7 +705,7 @@ def test_predicting_with_the_onnx_engine_imports_no_tensorflow(
     write_keras_head(run / "head.keras")
     (image,) = write_images(tmp_path, 1)
     script = (
-        "import sys\nfrom classify.predict_cli import predict_images\n"
+        "import sys\nfrom classify.predict.cli import predict_images\n"
         f"predict_images([{str(run)!r}, {str(image)!r}, '--weights', {str(file)!r}, "
         f"'--preprocess', {str(settings)!r}, '--format', 'csv'], standalone_mode=False)\n"
         "print({'tensorflow', 'keras'} & {*sys.modules})"
@@ -737,7 +737,7 @@ def own_recipe(cache: Path, file: Path, settings: Path) -> dict[str, Any]:
 
 def write_keras_head(path: Path) -> None:
     """Train a Dense head on 3 features and 3 classes."""
-    from classify.heads import DenseHead
+    from classify.heads.dense import DenseHead
 
     rng = np.random.default_rng(0)
     DenseHead(epochs=1).fit(rng.normal(size=(30, 3)), np.arange(30) % 3).save(path)

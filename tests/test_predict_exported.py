@@ -25,8 +25,8 @@ from classify.export.description import Described
 from classify.export.formats import OnnxFormat
 from classify.export.protobuf import length_delimited
 from classify.export.sealing import seal, unseal
-from classify.predict import PredictOptions
-from classify.predict_cli import predict_images
+from classify.predict.classifiers import PredictOptions
+from classify.predict.cli import predict_images
 from data_cache.errors import BadImagesError, ModelError, ParameterError
 from extract.preprocess import SCALINGS, Preprocessing, preprocess
 from extract.sources.unlabeled import NamedImage

@@ -12,8 +12,7 @@ from probe_data import activations
 from sklearn.base import clone
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from classify import metrics
-from classify.head_spec import HeadSpec
+from classify.heads.spec import HeadSpec
 from classify.probes import (
     PROBES,
     KernelRidgeProbe,
@@ -25,6 +24,7 @@ from classify.probes import (
     dense,
     load_probe,
 )
+from classify.statistics import metrics
 from data_cache.errors import DataError, RunError
 
 FITTED = [

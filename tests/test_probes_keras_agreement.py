@@ -8,8 +8,8 @@ import numpy as np
 from probe_data import activations
 from sklearn.preprocessing import StandardScaler
 
-from classify import metrics
 from classify.probes import LogisticRegressionProbe
+from classify.statistics import metrics
 from data_cache.console import import_keras
 
 C = 0.05

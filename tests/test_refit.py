@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-from classify.cli import train_head
-from classify.heads import DenseHead
-from classify.runs import load_run
-from classify.sealed_test import SealedTest
-from classify.test_log import log_path
+from classify.heads.dense import DenseHead
+from classify.results.runs import load_run
+from classify.selection.sealed_test import SealedTest
+from classify.selection.test_log import log_path
+from classify.train_head.cli import train_head
 from data_cache.cache import FeatureCache
 
 N_FEATURES, N_TRAIN, N_TEST = 16, 200, 60

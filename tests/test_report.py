@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from classify import runs
 from classify.report.charts import Axes, Series, line_chart, reliability_chart
 from classify.report.page import Page, Section, interval_cells, render
 from classify.report.run_page import write_report
 from classify.report.scales import Scale
 from classify.report.thumbnails import find_images, thumbnail
+from classify.results import runs
 
 HOSTILE = '"><img src=x onerror="document.title=1"><script>document.title=1</script>'
 CLASSES = ("cat", HOSTILE, "owl")

@@ -11,7 +11,7 @@ from typing import Any
 import cache_tools
 import pytest
 
-from classify.runs import load_run, write_history, write_metrics, write_split
+from classify.results.runs import load_run, write_history, write_metrics, write_split
 from data_cache.errors import RunError
 
 METRICS = {

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import kstest
 
-from classify.head_spec import HeadSpec
-from classify.search import LogUniform, SearchSpace
+from classify.heads.spec import HeadSpec
+from classify.sweep_heads.search import LogUniform, SearchSpace
 from data_cache.errors import ParameterError
 
 ONE_OF_EACH = {

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from classify.sealed_test import SealedTest, find_test_split
-from classify.selection import divide, draw_validation
+from classify.selection.division import divide, draw_validation
+from classify.selection.sealed_test import SealedTest, find_test_split
 from data_cache.cache import FeatureCache
 from data_cache.errors import CacheError, DataError, ParameterError
 

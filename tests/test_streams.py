@@ -17,8 +17,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import NearestNeighbors
 from sklearn.preprocessing import StandardScaler, normalize
 
-from classify.cli import train_head
-from classify.heads import DenseHead
+from classify.heads.dense import DenseHead
 from classify.probes import (
     PROBES,
     LogisticRegressionProbe,
@@ -29,6 +28,7 @@ from classify.probes import (
 )
 from classify.probes.logistic_stream import StreamedProblem
 from classify.streams import Budget, StreamedFeatures, WindowShuffle, cut_batches, read_ahead
+from classify.train_head.cli import train_head
 from data_cache.cache import FeatureCache
 from data_cache.errors import ParameterError
 from data_cache.layout import Storage

@@ -15,9 +15,9 @@ from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from classify.metrics import softmax
-from classify.suspects import find_suspects
-from classify.train import TrainingOptions, train_head
+from classify.statistics.metrics import softmax
+from classify.train_head.job import TrainingOptions, train_head
+from classify.train_head.suspects import find_suspects
 
 N_ROWS, N_CLASSES, N_FEATURES, N_FLIPPED = 600, 5, 16, 30
 

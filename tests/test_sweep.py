@@ -15,12 +15,11 @@ import pytest
 import sklearn.metrics
 from click.testing import CliRunner, Result
 
-from classify.cli import sweep_heads as command
-from classify.head_spec import HeadSpec
-from classify.runs import load_run
-from classify.search import SearchSpace
-from classify.selection import divide
-from classify.sweep import (
+from classify.heads.spec import HeadSpec
+from classify.results.runs import load_run
+from classify.selection.division import divide
+from classify.sweep_heads.cli import sweep_heads as command
+from classify.sweep_heads.job import (
     HeadScore,
     SweepOptions,
     Trial,
@@ -29,7 +28,8 @@ from classify.sweep import (
     rank,
     sweep_heads,
 )
-from classify.train import TrainingOptions, train_head
+from classify.sweep_heads.search import SearchSpace
+from classify.train_head.job import TrainingOptions, train_head
 from data_cache.cache import FeatureCache
 from data_cache.errors import ParameterError, TrainingError
 
@@ -288,7 +288,7 @@ def test_a_run_that_exists_is_kept(cache: Path, run: Path, monkeypatch: pytest.M
     def refuse(*_: object) -> None:
         pytest.fail("trained before looking")
 
-    monkeypatch.setattr("classify.sweep.run_trials", refuse)
+    monkeypatch.setattr("classify.sweep_heads.job.run_trials", refuse)
     before = (run / "metrics.json").read_bytes()
     result = invoke(cache, run)
     assert result.exit_code == 2

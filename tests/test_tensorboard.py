@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-from classify.cli import sweep_heads, train_head
-from classify.tensorboard_log import Session, write_sessions
+from classify.results.tensorboard_log import Session, write_sessions
+from classify.sweep_heads.cli import sweep_heads
+from classify.train_head.cli import train_head
 from data_cache.console import import_keras
 
 pytest.importorskip("tensorboard", reason="the extra tensorboard is not installed")
@@ -160,7 +161,7 @@ def test_a_strangers_file_among_the_events_is_never_replaced(cache: Path, tmp_pa
 def test_without_the_package_the_extra_is_named_before_anything_is_trained(
     command: Callable[..., Any], cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("classify.tensorboard_log.find_spec", lambda _: None)
+    monkeypatch.setattr("classify.results.tensorboard_log.find_spec", lambda _: None)
     result = invoke(command, cache, tmp_path / "run", "--tensorboard")
     assert result.exit_code == 2
     assert "--tensorboard needs tensorboard: pip install '.[tensorboard]'" in result.stderr

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from classify.test_log import Scorings, log_path, ordinal, record_scorings
+from classify.selection.test_log import Scorings, log_path, ordinal, record_scorings
 
 IDS = np.array([b"test/0", b"test/1"])
 
@@ -58,7 +58,7 @@ WRITER = """
 import sys, time
 from pathlib import Path
 import numpy as np
-from classify.test_log import record_scorings
+from classify.selection.test_log import record_scorings
 
 cache = Path(sys.argv[1])
 print("ready", flush=True)

@@ -17,9 +17,9 @@ import pytest
 from click.testing import CliRunner, Result
 from scipy.stats import binomtest
 
-from classify.cli import train_head
-from classify.runs import load_run
-from classify.test_log import log_path
+from classify.results.runs import load_run
+from classify.selection.test_log import log_path
+from classify.train_head.cli import train_head
 from data_cache.console import import_keras
 from data_cache.errors import TrainingError
 from data_cache.seal import check_seal
@@ -227,7 +227,7 @@ def test_the_table_is_the_commands_only_standard_output(trained: tuple[Path, Res
 
 
 def test_the_command_is_quiet_but_for_what_it_says(cache: Path, tmp_path: Path) -> None:
-    script = "from classify.cli import train_head; train_head()"
+    script = "from classify.train_head.cli import train_head; train_head()"
     words = [sys.executable, "-c", script, str(cache), "--output", str(tmp_path / "run")]
     done = subprocess.run([*words, "--no-test"], check=False, capture_output=True, text=True)
     assert done.returncode == 0
@@ -423,7 +423,9 @@ def test_an_output_that_cannot_be_created_is_refused_before_training(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "a_file").touch()
-    monkeypatch.setattr("classify.train.fit_models", lambda *_: pytest.fail("it was trained"))
+    monkeypatch.setattr(
+        "classify.train_head.job.fit_models", lambda *_: pytest.fail("it was trained")
+    )
     assert_refused(command(cache, tmp_path / "a_file" / "run"), "cannot be written")
 
 
@@ -445,7 +447,7 @@ def test_a_run_that_fails_leaves_the_old_one_and_nothing_else(
     def fail(*_: object) -> None:
         raise failure
 
-    monkeypatch.setattr("classify.results.draw_confusion_matrix", fail)
+    monkeypatch.setattr("classify.results.training.draw_confusion_matrix", fail)
     result = command(cache, tmp_path / "run", "--epochs", "1", "--no-test", "--overwrite")
     assert result.exit_code == 1
     assert {one.name: one.read_bytes() for one in (tmp_path / "run").iterdir()} == before

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from classify.cli import division_options, output_options
+from classify.options import division_options, output_options
 from data_cache.console import Command
 from extract.cli import decode_options, listing_options, pick
 

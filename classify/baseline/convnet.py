@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils.validation import check_is_fitted
 
-from classify import metrics
 from classify.estimators import LogitsClassifier
-from classify.head_spec import check_ranges
-from classify.heads import OnEpoch, dropout_seed, initial_weights_seed, shuffled_batches
+from classify.heads.dense import OnEpoch, dropout_seed, initial_weights_seed, shuffled_batches
+from classify.heads.spec import check_ranges
+from classify.statistics import metrics
 from data_cache.console import import_keras
 from data_cache.errors import TrainingError
 

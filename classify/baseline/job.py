@@ -11,13 +11,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from classify import runs
 from classify.baseline.convnet import ConvNet
 from classify.baseline.images import PIXEL_SCALING, ImageOptions, LoadedImages, load_images
-from classify.leakage import warn_of_copies
-from classify.plots import draw_learning_curves
 from classify.report.run_page import write_report
-from classify.results import (
+from classify.results import runs
+from classify.results.plots import draw_learning_curves
+from classify.results.runs import BASELINE, BASELINE_KIND, RunFolder, open_run
+from classify.results.training import (
     Clock,
     ScoredPart,
     TestScores,
@@ -25,10 +25,10 @@ from classify.results import (
     n_parameters,
     package_versions,
 )
-from classify.runs import BASELINE, BASELINE_KIND, RunFolder, open_run
-from classify.scoring import Score, score
-from classify.sealed_test import SealedTest, find_test_split
-from classify.selection import Division, RareClass, divide
+from classify.selection.division import Division, RareClass, divide
+from classify.selection.leakage import warn_of_copies
+from classify.selection.sealed_test import SealedTest, find_test_split
+from classify.statistics.scoring import Score, score
 from data_cache.console import import_keras, progress, say, warn
 from extract.preprocess import RESIZING
 from extract.sources import Source
@@ -44,7 +44,8 @@ class BaselineOptions:
     Attributes
     ----------
     seed : draws the validation rows, the initial weights, the order of the images, the dropout
-    validation_split, rare_class, test_split, no_test : see :class:`classify.train.RowOptions`
+    validation_split, rare_class, test_split, no_test : see
+        :class:`classify.train_head.job.RowOptions`
     epochs, batch_size, learning_rate, dropout : see :class:`classify.baseline.convnet.ConvNet`
     """
 
@@ -80,8 +81,9 @@ def train_baseline(
     Raises
     ------
     HeadstartError
-        See :func:`classify.baseline.images.load_images`, :func:`classify.runs.check_output`,
-        :func:`classify.selection.divide`, :func:`classify.sealed_test.find_test_split` and
+        See :func:`classify.baseline.images.load_images`,
+        :func:`classify.results.runs.check_output`, :func:`classify.selection.division.divide`,
+        :func:`classify.selection.sealed_test.find_test_split` and
         :meth:`classify.baseline.convnet.ConvNet.fit`. Whatever is raised, ``output`` stays as it
         was.
     """

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from classify.baseline.job import log_beside
-from classify.runs import BASELINE, RunFolder
-from classify.summary import model_table, words_on_test
-from classify.test_log import log_path
+from classify.results.runs import BASELINE, RunFolder
+from classify.results.summary import model_table, words_on_test
+from classify.selection.test_log import log_path
 
 
 def summarize_baseline(run: RunFolder) -> str:

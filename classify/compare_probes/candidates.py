@@ -17,9 +17,9 @@ from classify.compare_probes.options import CompareOptions, SelectBy
 from classify.compare_probes.refits import HeldOut, all_logits, out_of_fold, refit
 from classify.compare_probes.shared_rows import Entrant, ReadRows, SharedRows
 from classify.estimators import LogitsClassifier
-from classify.folds import draw_folds
 from classify.probes import PROBES, TriedPoint
-from classify.selection import Part
+from classify.selection.division import Part
+from classify.selection.folds import draw_folds
 from data_cache.console import progress
 
 

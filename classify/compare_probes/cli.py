@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from classify.cli import output_options, row_options
+from classify.options import output_options, row_options
 from data_cache.console import Command
 
 _COUNT = click.IntRange(min=1)

@@ -8,15 +8,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from classify.comparison import compare
-from classify.intervals import mean_interval, paired_difference_interval
-from classify.paired_tests import (
+from classify.statistics.intervals import mean_interval, paired_difference_interval
+from classify.statistics.paired_tests import (
     cluster_permutation_p,
     detectable_difference,
     holm,
     mcnemar_mid_p,
     verdict,
 )
+from classify.train_head.comparison import compare
 from data_cache.errors import ParameterError
 
 _SMALLEST_SHOWN = 1e-4

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from classify import intervals, metrics
-from classify.calibration import apply_temperature, reliability
+from classify.statistics import intervals, metrics
+from classify.statistics.calibration import apply_temperature, reliability
 
 SURE_FIGURES = ("accuracy", "balanced_accuracy", "macro_f1")
 """What a temperature does not change: shares in [0, 1]."""

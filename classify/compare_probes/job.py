@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from classify import runs
 from classify.compare_probes.candidates import Candidate, Field, fit_candidates
 from classify.compare_probes.differences import differences_from, find_baseline
 from classify.compare_probes.figures import TestRows
@@ -17,9 +16,10 @@ from classify.compare_probes.outcome import ProbeComparison, Tested
 from classify.compare_probes.result import write_comparison
 from classify.compare_probes.shared_rows import SharedRows, share_rows
 from classify.report.run_page import write_report
-from classify.results import Clock
-from classify.runs import Run, load_run
-from classify.sealed_test import SealedTest
+from classify.results import runs
+from classify.results.runs import Run, load_run
+from classify.results.training import Clock
+from classify.selection.sealed_test import SealedTest
 
 
 def compare_probes(
@@ -37,7 +37,7 @@ def compare_probes(
         See :func:`classify.compare_probes.shared_rows.share_rows`,
         :func:`classify.compare_probes.candidates.fit_candidates`,
         :func:`classify.compare_probes.differences.find_baseline` and
-        :func:`classify.runs.check_output`. Whatever is raised, ``output`` stays as it was.
+        :func:`classify.results.runs.check_output`. Whatever is raised, ``output`` stays as it was.
     """
     options, clock = options or CompareOptions(), Clock()
     runs.check_output(output, overwrite=overwrite)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from classify.probes import PROBES, Tuning
-from classify.train import RowOptions
+from classify.train_head.job import RowOptions
 from data_cache.errors import ParameterError
 
 SelectBy = Literal["accuracy", "log_loss"]

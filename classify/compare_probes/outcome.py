@@ -13,7 +13,7 @@ from classify.compare_probes.differences import Difference
 from classify.compare_probes.figures import Estimate, TestRows
 from classify.compare_probes.options import CompareOptions
 from classify.compare_probes.shared_rows import SharedRows
-from classify.test_log import Scorings
+from classify.selection.test_log import Scorings
 
 
 @dataclass(frozen=True)

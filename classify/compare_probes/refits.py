@@ -10,15 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import clone
 
-from classify.batches import TrainingData
 from classify.estimators import LogitsClassifier
-from classify.folds import ALWAYS_TRAINED
-from classify.head_spec import HeadSpec
-from classify.heads import DenseHead
-from classify.many_heads import train_many_heads
+from classify.heads.batches import TrainingData
+from classify.heads.dense import DenseHead
+from classify.heads.many import train_many_heads
+from classify.heads.spec import HeadSpec
 from classify.probes import LogisticRegressionProbe, TriedPoint
 from classify.probes.tuning import measure
-from classify.selection import Part
+from classify.selection.division import Part
+from classify.selection.folds import ALWAYS_TRAINED
 
 UNKNOWN = -np.inf
 """The logit of a class that a model never saw."""
@@ -76,7 +76,7 @@ def out_of_fold(
 ) -> HeldOut:
     """Fit the probe's configuration to all folds but one, for each, and take that one's logits.
 
-    ``fold_of`` (n,) are the folds of the rows, see :func:`classify.folds.draw_folds`.
+    ``fold_of`` (n,) are the folds of the rows, see :func:`classify.selection.folds.draw_folds`.
     """
     logits = np.full((len(rows), n_classes), UNKNOWN, np.float32)
     for fold in np.unique(fold_of[fold_of != ALWAYS_TRAINED]):

@@ -13,15 +13,23 @@ from typing import Any
 
 import numpy as np
 
-from classify import metrics, runs
-from classify.calibration import apply_temperature
 from classify.compare_probes.candidates import Candidate
 from classify.compare_probes.differences import Difference, summarize_differences
 from classify.compare_probes.figures import Estimate
 from classify.compare_probes.outcome import ProbeComparison, Tested
 from classify.compare_probes.tables import as_markdown
-from classify.results import CacheFacts, Clock, ScoredPart, TestScores, package_versions, title_of
-from classify.scoring import Score
+from classify.results import runs
+from classify.results.training import (
+    CacheFacts,
+    Clock,
+    ScoredPart,
+    TestScores,
+    package_versions,
+    title_of,
+)
+from classify.statistics import metrics
+from classify.statistics.calibration import apply_temperature
+from classify.statistics.scoring import Score
 
 _TESTED = {
     "difference": "difference",

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from classify.leakage import LeftOut, rows_to_leave_out
-from classify.results import CacheFacts
-from classify.sealed_test import SealedTest, find_test_split
-from classify.selection import TRAINING_SPLIT, VALIDATION_SPLIT, Division, Part, divide
-from classify.train import RowOptions
+from classify.results.training import CacheFacts
+from classify.selection.division import TRAINING_SPLIT, VALIDATION_SPLIT, Division, Part, divide
+from classify.selection.leakage import LeftOut, rows_to_leave_out
+from classify.selection.sealed_test import SealedTest, find_test_split
+from classify.train_head.job import RowOptions
 from data_cache.cache import FeatureCache
 from data_cache.console import say, warn
 from data_cache.errors import CacheError, ParameterError
@@ -131,8 +131,8 @@ def share_rows(paths: Sequence[Path], options: RowOptions) -> SharedRows:
     CacheError
         Two caches differ in their classes, or in ids, labels or groups of the rows that take part.
     HeadstartError
-        See :meth:`data_cache.cache.FeatureCache.open`, :func:`classify.selection.divide` and
-        :func:`classify.sealed_test.find_test_split`.
+        See :meth:`data_cache.cache.FeatureCache.open`, :func:`classify.selection.division.divide`
+        and :func:`classify.selection.sealed_test.find_test_split`.
     """
     (shared,) = share_rows_of_seeds(paths, options, [options.seed]).values()
     division = shared.division

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from classify.runs import RunFolder
-from classify.summary import align, words_on_test
+from classify.results.runs import RunFolder
+from classify.results.summary import align, words_on_test
 
 _SHARES = ("accuracy", "balanced_accuracy", "macro_f1")
 _SCALED = ("log_loss", "brier", "ece")

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from classify.runs import (
+from classify.results.runs import (
     BASELINE,
     BASELINE_KIND,
     DENSE,

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from classify.compare_runs.entries import Entry
 from classify.compare_runs.pairs import Pair
-from classify.plots import GRID, INK, save_figure
+from classify.results.plots import GRID, INK, save_figure
 
 _AHEAD, _BEHIND, _POINT, _MUTED = "#cfe3cb", "#f3d3c4", "#3b6fb6", "#8a8a8a"
 _INCHES_A_ROW = 0.75

@@ -10,7 +10,7 @@ from classify.compare_runs.entries import SELECTED, Entry, read_entries
 from classify.compare_runs.figure import draw_comparison
 from classify.compare_runs.pairs import Pair, compare_pairs
 from classify.compare_runs.tables import as_markdown, as_text, write_entries, write_pairs
-from classify.output_folder import check_output_folder
+from classify.results.output_folder import check_output_folder
 from data_cache.files import whole_folder
 
 TABLE_FILE, PAIRS_FILE = "table.csv", "pairs.csv"
@@ -37,7 +37,7 @@ class Comparison:
         Raises
         ------
         OutputExistsError, OutputError
-            See :func:`classify.output_folder.check_output_folder`.
+            See :func:`classify.results.output_folder.check_output_folder`.
         """
         check_output_folder(folder, FILES, overwrite=overwrite)
         with whole_folder(folder.resolve(), overwrite=overwrite) as new:
@@ -61,7 +61,7 @@ def compare_runs(
     ------
     HeadstartError
         See :func:`classify.compare_runs.entries.read_entries` and
-        :func:`classify.output_folder.check_output_folder`.
+        :func:`classify.results.output_folder.check_output_folder`.
     """
     if output is not None:
         check_output_folder(output, FILES, overwrite=overwrite)

@@ -9,9 +9,9 @@ from itertools import combinations, permutations
 import numpy as np
 
 from classify.compare_runs.entries import Entry
-from classify.comparison import compare
-from classify.paired_tests import holm
-from classify.runs import ScoredRows
+from classify.results.runs import ScoredRows
+from classify.statistics.paired_tests import holm
+from classify.train_head.comparison import compare
 
 LEVEL = 0.05
 """Adjusted p-values below this are beyond chance."""
@@ -56,7 +56,7 @@ class Pair:
 
 
 def compare_pairs(entries: Sequence[Entry]) -> tuple[Pair, ...]:
-    """Compare every two models, paired; see :func:`classify.paired_tests.mcnemar_mid_p`.
+    """Compare every two models, paired; see :func:`classify.statistics.paired_tests.mcnemar_mid_p`.
 
     The p-values are adjusted together by Holm's method, so the chance that any pair of equally good
     models is called different stays below :data:`LEVEL`. Images are matched by id; two runs whose

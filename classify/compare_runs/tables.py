@@ -7,8 +7,8 @@ from pathlib import Path
 
 from classify.compare_runs.entries import Entry
 from classify.compare_runs.pairs import Pair
-from classify.runs import write_table
-from classify.summary import align
+from classify.results.runs import write_table
+from classify.results.summary import align
 
 _HEADER = ("", "approach", "run", "images", "parameters", "seconds", "test", "95% interval")
 _NOTES = (

@@ -10,9 +10,9 @@ from typing import Any
 
 from classify.export.description import Description
 from classify.export.parity import AnyParity
-from classify.intervals import wilson_interval
-from classify.predict_run import temperature_of
-from classify.results import title_of
+from classify.predict.run import temperature_of
+from classify.results.training import title_of
+from classify.statistics.intervals import wilson_interval
 
 _N_NAMED = 50
 

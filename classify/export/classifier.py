@@ -19,7 +19,7 @@ from classify.export.formats import Format, Runner
 from classify.export.images import as_rgb
 from classify.export.loading import open_exported
 from classify.export.tflite import TfliteFormat, fit
-from classify.predict import SELECTED, Classifier, Prediction, PredictOptions
+from classify.predict.classifiers import SELECTED, Classifier, Prediction, PredictOptions
 from data_cache.cores import n_cores
 from data_cache.errors import BadImageError, ModelError, ParameterError
 from extract.decode import decode
@@ -45,7 +45,7 @@ class ExportedClassifier(Classifier):
         Raises
         ------
         ModelError, ParameterError
-            See :func:`classify.predict.load_classifier`.
+            See :func:`classify.predict.classifiers.load_classifier`.
         """
         _refuse_options(path, options)
         file_format, described = open_exported(path)

@@ -13,7 +13,7 @@ from classify.export.graph import IMAGES, LOGITS, PROBABILITIES
 from classify.export.licenses import TUNED, License, license_of
 from classify.export.parity import AnyParity
 from classify.export.sealing import seal
-from classify.runs import TUNED_KIND, Run
+from classify.results.runs import TUNED_KIND, Run
 from data_cache.errors import ModelError
 from extract.decode import DecodeOptions
 from extract.extractor import Extractor

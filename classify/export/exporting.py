@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 
-from classify.calibration import apply_temperature
 from classify.estimators import LogitsClassifier
 from classify.export.card import model_card
 from classify.export.description import Description, Probabilities
@@ -45,8 +44,9 @@ from classify.export.tflite import (
     fit,
     fit_as_phones_do,
 )
-from classify.predict_run import model_name, run_extractor, temperature_of
-from classify.runs import TUNED_KIND, Run, load_run
+from classify.predict.run import model_name, run_extractor, temperature_of
+from classify.results.runs import TUNED_KIND, Run, load_run
+from classify.statistics.calibration import apply_temperature
 from data_cache.cache import FeatureCache
 from data_cache.console import say
 from data_cache.errors import (

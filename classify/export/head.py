@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from classify.estimators import LogitsClassifier
-from classify.heads import DenseHead
+from classify.heads.dense import DenseHead
 from classify.probes import LinearProbe
 from data_cache.console import import_keras
 from data_cache.errors import ExportError

@@ -13,8 +13,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from classify.runs import Run
-from classify.selection import TRAINING_SPLIT, VALIDATION_SPLIT
+from classify.results.runs import Run
+from classify.selection.division import TRAINING_SPLIT, VALIDATION_SPLIT
 from data_cache.cache import FeatureCache
 from data_cache.digests import KeyIndex, as_content, as_keys
 from data_cache.errors import ImageUnavailableError, SourceError

@@ -14,7 +14,7 @@ from classify.estimators import LogitsClassifier
 from classify.export.formats import Predict, Runner
 from classify.export.graph import LOGITS, PROBABILITIES
 from classify.export.images import Sample
-from classify.metrics import accuracy, softmax
+from classify.statistics.metrics import accuracy, softmax
 from data_cache.errors import ExportError
 from extract.preprocess import Pixels
 

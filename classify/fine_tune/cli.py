@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from classify.cli import tensorboard_option
+from classify.options import tensorboard_option
 from data_cache.console import Command, together
 from extract.cli import listing_options, pick
 

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from classify import metrics
-from classify.folds import draw_folds
-from classify.intervals import mean_interval, paired_difference_interval
+from classify.selection.folds import draw_folds
+from classify.statistics import metrics
+from classify.statistics.intervals import mean_interval, paired_difference_interval
 from data_cache.errors import DataError
 
 CROSS_FITTED_BELOW = 2000
@@ -41,7 +41,7 @@ class Decision:
     probe_accuracy, tuned_accuracy : on the rows that decided
     difference : of these, the tuned model's less the probe's
     lower_bound : of the difference, one-sided, at :data:`CONFIDENCE`; see
-        :func:`classify.intervals.paired_difference_interval`
+        :func:`classify.statistics.intervals.paired_difference_interval`
     """
 
     n_rows: int

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from classify.fine_tune.rows import SourceRows
-from classify.runs import TUNED_KIND, Run
+from classify.results.runs import TUNED_KIND, Run
 from data_cache.cache import FeatureCache
 from data_cache.console import progress, say
 from data_cache.errors import BadImagesError, RecipeMismatchError

@@ -19,10 +19,10 @@ from classify.fine_tune.options import FineTuneOptions, check_head, keras_backbo
 from classify.fine_tune.pixels import Imaging, PixelInputs, Room
 from classify.fine_tune.rows import RunRows, SourceRows
 from classify.fine_tune.training import TrainingSpec
-from classify.heads import DenseHead
-from classify.predict_run import run_extractor
-from classify.results import Clock
-from classify.runs import DENSE, MODEL_FILES, Run, load_run
+from classify.heads.dense import DenseHead
+from classify.predict.run import run_extractor
+from classify.results.runs import DENSE, MODEL_FILES, Run, load_run
+from classify.results.training import Clock
 from data_cache.console import say
 from data_cache.errors import RunError
 from data_cache.files import file_digest

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from classify.heads import dropout_seed
+from classify.heads.dense import dropout_seed
 from data_cache.console import import_keras
 from data_cache.cores import n_cores
 

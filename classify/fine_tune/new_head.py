@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from classify.fine_tune.options import FineTuneOptions
-from classify.runs import load_run
-from classify.train import TrainingOptions, train_head
+from classify.results.runs import load_run
+from classify.train_head.job import TrainingOptions, train_head
 from data_cache.console import say
 from extract.extraction import ExtractionOptions, extract_features
 from extract.sources import Source
@@ -38,7 +38,8 @@ class NewHead:
         Raises
         ------
         HeadstartError
-            See :func:`extract.extraction.extract_features` and :func:`classify.train.train_head`.
+            See :func:`extract.extraction.extract_features` and
+            :func:`classify.train_head.job.train_head`.
         """
         demands = options.demands
         extraction = ExtractionOptions(

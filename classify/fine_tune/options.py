@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from classify.fine_tune.training import Schedule, TrainingSpec
-from classify.runs import Run
+from classify.results.runs import Run
 from data_cache.errors import BackboneError, ParameterError, RecipeMismatchError, RunError
 from extract.backbones import POOLED, Backbone
 from extract.extractor import Extractor

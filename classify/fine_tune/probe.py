@@ -14,7 +14,7 @@ from sklearn.base import clone
 
 from classify.estimators import LogitsClassifier
 from classify.probes import LogisticRegressionProbe
-from classify.runs import DENSE, LOGISTIC, Run
+from classify.results.runs import DENSE, LOGISTIC, Run
 
 Labeled = tuple[NDArray[np.float32], NDArray[np.int64]]
 """Features (n, d) and labels (n,)."""

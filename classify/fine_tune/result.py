@@ -12,20 +12,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from classify import runs
-from classify.calibration import fit_temperature
 from classify.fine_tune.decision import Decision
 from classify.fine_tune.job import Job
 from classify.fine_tune.network import Network, make_forward
 from classify.fine_tune.options import keras_backbone
 from classify.fine_tune.rows import SourceRows
 from classify.fine_tune.training import Trained
-from classify.plots import draw_learning_curves
-from classify.results import ScoredPart, TestScores, model_figures, package_versions
-from classify.runs import DENSE
-from classify.scoring import Score, score_logits
-from classify.sealed_test import SealedTest
-from classify.tensorboard_log import write_curves
+from classify.results import runs
+from classify.results.plots import draw_learning_curves
+from classify.results.runs import DENSE
+from classify.results.tensorboard_log import write_curves
+from classify.results.training import ScoredPart, TestScores, model_figures, package_versions
+from classify.selection.sealed_test import SealedTest
+from classify.statistics.calibration import fit_temperature
+from classify.statistics.scoring import Score, score_logits
 from data_cache.files import file_digest
 from data_cache.recipe import Provenance, Recipe
 from data_cache.rows import Rows

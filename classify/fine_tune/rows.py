@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from classify.runs import Run
-from classify.selection import TRAINING_SPLIT, VALIDATION_SPLIT
+from classify.results.runs import Run
+from classify.selection.division import TRAINING_SPLIT, VALIDATION_SPLIT
 from data_cache.errors import DataError
 from data_cache.rows import Manifest, Rows
 from extract.pipeline import Position

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from classify.fine_tune.decision import Decision
-from classify.runs import TUNED_KIND, Run
-from classify.test_log import Scorings
+from classify.results.runs import TUNED_KIND, Run
+from classify.selection.test_log import Scorings
 
 
 def summarize(run: Run) -> str:

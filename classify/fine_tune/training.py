@@ -1,10 +1,11 @@
 """The training loop of fine-tuning: Adam on whatever is trainable, a checkpoint after each epoch.
 
-The loop knows nothing of images: a trunk may take pixels, or activations that were computed
-before. Whatever is drawn comes from the seed alone, by the functions of :mod:`classify.heads`: the
-order of the rows (:func:`~classify.heads.epoch_order`) and the dropout masks
-(:func:`~classify.heads.dropout_seed`). So two trunks that compute the same from different inputs
-follow the same path, and a run that goes on from a checkpoint ends where it would have ended.
+The loop knows nothing of images: a trunk may take pixels, or activations that were computed before.
+Whatever is drawn comes from the seed alone, by the functions of :mod:`classify.heads.dense`: the
+order of the rows (:func:`~classify.heads.dense.epoch_order`) and the dropout masks
+(:func:`~classify.heads.dense.dropout_seed`). So two trunks that compute the same from different
+inputs follow the same path, and a run that goes on from a checkpoint ends where it would have
+ended.
 
 Keras's ``fit`` is not used: it calls the whole model in training mode, in which batch
 normalization moves its statistics and dropout layers inside a backbone draw from seeds of their
@@ -21,11 +22,11 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from classify import metrics
 from classify.fine_tune.checkpoints import Checkpoints, Progress
 from classify.fine_tune.network import LabeledRows, Network, batches, make_forward, seed_dropout
-from classify.head_spec import check_ranges
-from classify.heads import epoch_order
+from classify.heads.dense import epoch_order
+from classify.heads.spec import check_ranges
+from classify.statistics import metrics
 from data_cache.console import import_keras
 from data_cache.errors import ParameterError, TrainingError
 

@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from classify import runs
 from classify.fine_tune.assembly import check_parity, unfreeze
 from classify.fine_tune.checkpoints import Checkpoints
 from classify.fine_tune.decision import DecisionPlan
@@ -33,9 +32,10 @@ from classify.fine_tune.probe import fit_probe
 from classify.fine_tune.result import Tuned, score_test, write_probe, write_tuned
 from classify.fine_tune.training import Listener, Trained, train
 from classify.report.run_page import write_report
-from classify.results import n_parameters
-from classify.runs import Run, load_run
-from classify.tensorboard_log import check_tensorboard
+from classify.results import runs
+from classify.results.runs import Run, load_run
+from classify.results.tensorboard_log import check_tensorboard
+from classify.results.training import n_parameters
 from data_cache.console import import_keras, progress, say
 from data_cache.errors import OutputExistsError
 from extract.sources import Source
@@ -92,7 +92,7 @@ def check_output(output: Path, options: FineTuneOptions) -> None:
     OutputExistsError
         A run is there, or an unfinished fine-tuning, and nothing says what to do with it.
     HeadstartError
-        See :func:`classify.runs.check_output` and :func:`.from_cache.check_activations`.
+        See :func:`classify.results.runs.check_output` and :func:`.from_cache.check_activations`.
     """
     runs.check_output(output, overwrite=options.overwrite)
     if options.tensorboard:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from classify.cli import left_out_options
+from classify.options import left_out_options
 from data_cache.console import Command
 
 _SHARE = click.FloatRange(0, 1, min_open=True, max_open=True)

@@ -10,13 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import t
 
-from classify import metrics
 from classify.compare_probes.refits import refit
-from classify.folds import ALWAYS_TRAINED, draw_folds
 from classify.learning_curve.options import CurveOptions
 from classify.learning_curve.subsets import divide_subset, nested_order, subset_sizes
 from classify.probes import PROBES, Tuning
-from classify.selection import Part
+from classify.selection.division import Part
+from classify.selection.folds import ALWAYS_TRAINED, draw_folds
+from classify.statistics import metrics
 from data_cache.console import progress, warn
 from data_cache.errors import DataError
 

@@ -10,7 +10,7 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from classify.learning_curve.curves import Curve
 from classify.learning_curve.options import CurveOptions
-from classify.plots import GRID, INK, save_figure
+from classify.results.plots import GRID, INK, save_figure
 
 _COLORS = ("#3b6fb6", "#d1672b", "#5b8a4a", "#8a5aa8", "#a8873b", "#3b9aa8", "#a83b5e", "#666666")
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 
-from classify.leakage import rows_to_leave_out
 from classify.learning_curve.curves import (
     Curve,
     Fitted,
@@ -20,10 +19,11 @@ from classify.learning_curve.curves import (
 from classify.learning_curve.options import CurveOptions
 from classify.learning_curve.power_law import FEWEST_SIZES, ImagesNeeded, images_needed
 from classify.learning_curve.result import FILES, CurveResult, Measured
-from classify.output_folder import check_output_folder
-from classify.results import CacheFacts, Clock
-from classify.sealed_test import SealedTest, find_test_split
-from classify.selection import TRAINING_SPLIT, VALIDATION_SPLIT, Part, read_kept
+from classify.results.output_folder import check_output_folder
+from classify.results.training import CacheFacts, Clock
+from classify.selection.division import TRAINING_SPLIT, VALIDATION_SPLIT, Part, read_kept
+from classify.selection.leakage import rows_to_leave_out
+from classify.selection.sealed_test import SealedTest, find_test_split
 from data_cache.cache import FeatureCache
 from data_cache.console import say
 from data_cache.errors import CacheError, DataError
@@ -39,9 +39,9 @@ def learning_curve(
     ------
     HeadstartError
         See :meth:`data_cache.cache.FeatureCache.open`,
-        :func:`classify.output_folder.check_output_folder` and
-        :func:`classify.sealed_test.find_test_split`. Whatever is raised, ``output`` stays as it
-        was.
+        :func:`classify.results.output_folder.check_output_folder` and
+        :func:`classify.selection.sealed_test.find_test_split`. Whatever is raised, ``output`` stays
+        as it was.
     DataError
         There are too few rows for folds, or no test to score on.
     """

@@ -24,7 +24,7 @@ class CurveOptions:
     validation_split : share of any number of images that hyperparameters are chosen on, in (0, 1)
     select_by : see :class:`classify.probes.Tuning`
     seed : of all that is drawn
-    test_split, drop_leaks, exclude, verify : see :class:`classify.train.RowOptions`
+    test_split, drop_leaks, exclude, verify : see :class:`classify.train_head.job.RowOptions`
 
     Raises
     ------

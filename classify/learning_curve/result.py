@@ -17,10 +17,10 @@ from classify.learning_curve.curves import Curve, Fitted
 from classify.learning_curve.figure import draw_curves
 from classify.learning_curve.options import CurveOptions
 from classify.learning_curve.power_law import FEWEST_SIZES, MOST_TIMES, ImagesNeeded
-from classify.results import CacheFacts, package_versions
-from classify.runs import write_table
-from classify.summary import align
-from classify.test_log import Scorings
+from classify.results.runs import write_table
+from classify.results.summary import align
+from classify.results.training import CacheFacts, package_versions
+from classify.selection.test_log import Scorings
 
 CURVE_FILE, DRAWS_FILE = "learning_curve.csv", "draws.csv"
 FACTS_FILE, FIGURE_FILE = "learning_curve.json", "learning_curve.png"

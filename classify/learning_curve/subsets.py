@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from classify.selection import Part, draw_validation
+from classify.selection.division import Part, draw_validation
 from data_cache.errors import DataError
 
 FIRST_OF_EACH_CLASS = 2

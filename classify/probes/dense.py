@@ -8,10 +8,10 @@ from itertools import product
 
 import numpy as np
 
-from classify.batches import TrainingData
-from classify.head_spec import HeadSpec
-from classify.heads import DenseHead
-from classify.many_heads import train_many_heads
+from classify.heads.batches import TrainingData
+from classify.heads.dense import DenseHead
+from classify.heads.many import train_many_heads
+from classify.heads.spec import HeadSpec
 from classify.probes.linear import refuse_one_class
 from classify.probes.tuning import Rows, TriedPoint, TunedProbe, Tuning, choose, measure
 

@@ -24,7 +24,7 @@ from classify.probes.linear import LinearProbe, check_targets, refuse_one_class
 from classify.probes.logistic_stream import StreamedProblem, minimize_streamed
 from classify.probes.newton import SoftmaxProblem, minimize
 from classify.probes.tuning import Rows, TriedPoint, TunedProbe, Tuning
-from classify.scoring import score
+from classify.statistics.scoring import score
 from classify.streams import Features, StreamedFeatures, fit_scaler
 from data_cache.errors import ParameterError
 

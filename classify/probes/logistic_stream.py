@@ -14,7 +14,7 @@ from scipy.optimize import minimize
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
-from classify.metrics import log_softmax
+from classify.statistics.metrics import log_softmax
 from classify.streams import StreamedFeatures
 
 _MOST_LINE_SEARCHES = 50

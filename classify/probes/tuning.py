@@ -9,9 +9,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from classify import metrics
-from classify.calibration import apply_temperature, fit_temperature
 from classify.estimators import LogitsClassifier
+from classify.statistics import metrics
+from classify.statistics.calibration import apply_temperature, fit_temperature
 
 Rows = tuple[Any, NDArray[np.integer]]
 """Features (n, d), float32, in memory or streamed (:mod:`classify.streams`), and labels (n,)."""

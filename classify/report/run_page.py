@@ -10,8 +10,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from classify import metrics, runs
-from classify.calibration import reliability_of
 from classify.report.charts import Axes, Series, line_chart, reliability_chart
 from classify.report.page import (
     Block,
@@ -30,7 +28,10 @@ from classify.report.page import (
 )
 from classify.report.tables import TextTable, read_text_table, text_cells
 from classify.report.thumbnails import Find, find_images, thumbnail
-from classify.runs import RunFolder, ScoredRows
+from classify.results import runs
+from classify.results.runs import RunFolder, ScoredRows
+from classify.statistics import metrics
+from classify.statistics.calibration import reliability_of
 
 Names = Sequence[str]
 

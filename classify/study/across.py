@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
-from classify.paired_tests import friedman_p, holm, verdict, wilcoxon_p
+from classify.statistics.paired_tests import friedman_p, holm, verdict, wilcoxon_p
 
 FEWEST_SETS = 6
 """With fewer data sets Wilcoxon's test can find nothing at the usual level."""

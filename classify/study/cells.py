@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from classify.compare_probes.refits import all_logits, refit
 from classify.compare_probes.shared_rows import Entrant, ReadRows, SharedRows
 from classify.probes import PROBES, Tuning
-from classify.results import package_versions
-from classify.selection import Part
+from classify.results.training import package_versions
+from classify.selection.division import Part
 from classify.study.plan import StudyPlan, Unit
 from data_cache.console import progress
 from data_cache.errors import DataError

@@ -6,12 +6,12 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from classify.compare_probes.shared_rows import SharedRows, share_rows_of_seeds
+from classify.selection.test_log import Scorings
 from classify.study.cells import Cell, cache_digest, cell_key, make_cells, read_cell
 from classify.study.plan import StudyPlan, Unit
 from classify.study.scores import Scores, read_scores, score_cells, write_scores
 from classify.study.table import StudyTable
-from classify.test_log import Scorings
-from classify.train import RowOptions
+from classify.train_head.job import RowOptions
 from data_cache.console import say
 from data_cache.errors import CacheError, CacheNotFoundError, OutputExistsError
 from data_cache.files import check_creatable, whole_file

@@ -76,7 +76,7 @@ class StudyPlan:
     seeds : of the drawn validation rows and of all that probes draw; two or more
     figure : of the table and of the tests
     baseline : a model that the others are tested against, ``BACKBONE:PROBE``; None for all pairs
-    validation_split, test_split : see :class:`classify.train.RowOptions`
+    validation_split, test_split : see :class:`classify.train_head.job.RowOptions`
 
     Raises
     ------

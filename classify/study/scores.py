@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from classify import metrics
-from classify.sealed_test import SealedTest
+from classify.selection.sealed_test import SealedTest
+from classify.selection.test_log import Scorings
+from classify.statistics import metrics
 from classify.study.cells import Cell
 from classify.study.plan import FIGURES
-from classify.test_log import Scorings
 from data_cache.files import whole_file
 
 SCORES_FILE = "scores.json"

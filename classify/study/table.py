@@ -10,13 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
-from classify.runs import write_table
+from classify.results.runs import write_table
+from classify.results.summary import align
+from classify.selection.test_log import Scorings
 from classify.study.across import Across, compare_across
 from classify.study.cells import Cell
 from classify.study.plan import FIGURES, StudyPlan
 from classify.study.scores import Scores
-from classify.summary import align
-from classify.test_log import Scorings
 from data_cache.files import whole_file
 
 UNITS_FILE, TABLE_FILE = "fits.csv", "table.csv"

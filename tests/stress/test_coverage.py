@@ -15,8 +15,8 @@ import pytest
 from coverage_simulation import Interval, World, many, repeat
 from scipy.stats import binomtest
 
-from classify import intervals, metrics
-from classify.calibration import reliability
+from classify.statistics import intervals, metrics
+from classify.statistics.calibration import reliability
 
 pytestmark = [pytest.mark.stress, pytest.mark.timeout(600)]
 

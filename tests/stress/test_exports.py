@@ -19,7 +19,7 @@ from classify.export.graph import Plan
 from classify.export.head import DenseLayer
 from classify.export.parity import Parity
 from classify.export.tflite import fit
-from classify.predict import PredictOptions
+from classify.predict.classifiers import PredictOptions
 from extract.backbones import BACKBONES
 from extract.decode import decode
 from extract.preprocess import Preprocessing

@@ -12,8 +12,8 @@ from fine_tune_tools import kill_fine_tuning
 from classify.fine_tune.options import FineTuneOptions
 from classify.fine_tune.summary import summarize
 from classify.fine_tune.tuning import fine_tune
-from classify.runs import Run, load_run
-from classify.train import TrainingOptions, train_head
+from classify.results.runs import Run, load_run
+from classify.train_head.job import TrainingOptions, train_head
 from data_cache.console import import_keras
 from extract.extraction import ExtractionOptions, extract_features
 from extract.sources import Source, SourceOptions, open_source

@@ -1,0 +1,1 @@
+"""``predict-images``: new images classified with a run, or with an exported model."""

@@ -2,18 +2,25 @@
 
 An image is resized as ``tf.image.resize(..., method="bilinear", antialias=True)`` resizes it, then
 scaled as the backbone's own ``preprocess_input`` in Keras scales it. Both are linear in the pixels,
-so an image costs a few small matrix products in NumPy: rows first, then columns, with the scaling
-and the step from one gray channel to three folded into the weights of the columns. NumPy releases
-the interpreter's lock in all of them, and each is small enough to stay on the calling thread.
+so an image costs matrix products in NumPy: rows first, then columns, with the scaling and the step
+from one gray channel to three folded into the weights of the columns.
+
+The weights are nearly all zero, so the products are cut into small ones, of bands of pixels. All
+bands are of one size and lie at even steps, so NumPy does them in one call and holds no lock
+meanwhile: with a call for each band, threads spend several times as long handing the lock around
+as they do resizing. Each product is small enough for BLAS to stay on the calling thread.
 """
 
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+import math
+import threading
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
+from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
 from data_cache.errors import BadImageError
@@ -35,6 +42,12 @@ _PRODUCT_SIZE = 250_000
 
 _BATCH_VALUES = 1 << 18
 """Intermediate values held at a time (1 MiB), so that they stay in the processor's cache."""
+
+_BLOCK_VALUES = 1 << 18
+"""Input values turned to float at a time (1 MiB), so that a large photo is never held as float."""
+
+_SCRATCH_VALUES = 1 << 20
+"""Intermediate arrays up to this size (4 MiB) stay with their thread: new ones cost page faults."""
 
 _CACHED_LENGTH = 1024
 """Weights for longer sides are made anew each time: they are large, and such images slow anyhow."""
@@ -176,11 +189,47 @@ class _Span:
 
 
 @dataclass(frozen=True)
-class _Band:
-    """A run of output pixels of one side, and the run of input pixels that they are made of."""
+class _Even:
+    """``count`` pieces of one ``size``, each ``step`` after the one before, that cover a length.
 
-    out: slice
-    source: slice
+    They may overlap by a few; what two pieces have in common is computed twice.
+    """
+
+    count: int
+    step: int
+    size: int
+
+    @classmethod
+    def cut(cls, length: int, most: int) -> _Even:
+        """Cut a length, 1 or more, into pieces of ``most`` or less."""
+        count = -(-length // most)
+        while length - (count - 1) * (length // count) > most:
+            count += 1
+        step = length // count
+        return cls(count, step, length - (count - 1) * step)
+
+
+@dataclass(frozen=True)
+class _Bands:
+    """Runs of output pixels of one side, and the runs of input pixels that they are made of.
+
+    Attributes
+    ----------
+    out : the runs of output pixels
+    first, step : where the first run of input pixels starts, and how far each is after the one
+        before; runs may reach beyond the image, where every weight is 0
+    n_in : input pixels of a band
+    before, after : how many pixels beyond the image they reach
+    weights : (bands, pixels out, pixels in) of rows, (bands, pixels in * c, pixels out * 3) of
+        columns
+    """
+
+    out: _Even
+    first: int
+    step: int
+    n_in: int
+    before: int
+    after: int
     weights: NDArray[np.float32]
 
 
@@ -191,8 +240,9 @@ class _Plan:
     scaling: PixelScaling
     rows: _Span
     columns: _Span
-    row_bands: tuple[_Band, ...]
-    column_bands: tuple[_Band, ...]
+    row_bands: _Bands
+    column_bands: _Bands
+    n_channels: int
     n_intermediate: int
 
 
@@ -204,6 +254,7 @@ def _plan(height: int, width: int, n_channels: int, preprocessing: Preprocessing
         columns,
         _row_bands(rows),
         _column_bands(columns, n_channels, preprocessing.scaling),
+        n_channels,
         rows.length * width * n_channels,
     )
 
@@ -213,11 +264,17 @@ def _preprocess_part(images: Pixels, plan: _Plan, out: NDArray[np.float32]) -> N
     n_images, height = images.shape[:2]
     if plan.rows.length < out.shape[1] or plan.columns.length < out.shape[2]:
         _fill(out, plan.scaling)
-    resized = _apply_rows(plan.row_bands, images.reshape(n_images, height, -1), plan.rows.length)
-    area = out[:, plan.rows.start : plan.rows.stop]
-    _apply_columns(plan.column_bands, resized, area.reshape(n_images, plan.rows.length, -1))
-    _add_offset(area[:, :, plan.columns.start : plan.columns.stop], plan.scaling)
-    _check_range(out, plan.scaling)
+    flat, c = images.reshape(n_images, height, -1), plan.n_channels
+    before, after = plan.column_bands.before * c, plan.column_bands.after * c
+    width = before + flat.shape[2] + after
+    resized = _scratch.array("rows", (n_images, plan.rows.length, width))
+    resized[:, :, :before] = resized[:, :, width - after :] = 0
+    _apply_rows(plan.row_bands, flat, resized[:, :, before : width - after])
+    area = out[:, plan.rows.start : plan.rows.stop, plan.columns.start : plan.columns.stop]
+    _apply_columns(plan.column_bands, c, resized, area)
+    _add_offset(area, plan.scaling)
+    if images.dtype != np.uint8:
+        _check_range(out, plan.scaling)
 
 
 def _spans(height: int, width: int, preprocessing: Preprocessing) -> tuple[_Span, _Span]:
@@ -239,113 +296,158 @@ def _span(n_in: int, anchor: int, size: int) -> _Span:
     return _Span(n_in, n_resized, (n_resized - length) // 2, (size - length) // 2, length)
 
 
-def _row_bands(span: _Span) -> tuple[_Band, ...]:
-    """Return the bands of the rows; their weights are (rows out, rows in)."""
+def _row_bands(span: _Span) -> _Bands:
+    """Return the bands of the rows."""
     return _cached_row_bands(span) if span.n_in <= _CACHED_LENGTH else _make_row_bands(span)
 
 
-def _column_bands(span: _Span, n_channels: int, scaling: PixelScaling) -> tuple[_Band, ...]:
-    """Return the bands of the columns; their weights are (columns in * c, columns out * 3)."""
+def _column_bands(span: _Span, n_channels: int, scaling: PixelScaling) -> _Bands:
+    """Return the bands of the columns."""
     make = _cached_column_bands if span.n_in <= _CACHED_LENGTH else _make_column_bands
     return make(span, n_channels, scaling)
 
 
-def _make_row_bands(span: _Span) -> tuple[_Band, ...]:
-    tops, starts, weights = _triangle_weights(span)
-    _, n_out, n_in = weights.shape
-    return tuple(
-        _Band(slice(top, top + n_out), slice(start, start + n_in), one)
-        for top, start, one in zip(tops, starts, weights, strict=True)
-    )
+def _make_row_bands(span: _Span) -> _Bands:
+    """Return bands whose weights are (bands, out, in) float32.
+
+    Output pixel x lies at s = (x + 1/2) n_in / n_resized in the input, and input pixel j, whose
+    middle is at j + 1/2, has weight max(0, 1 - |j + 1/2 - s| / r) there, normalized to sum 1, with
+    r = max(1, n_in / n_resized). Positions are rounded to float32 where TensorFlow's kernel
+    ``ScaleAndTranslate`` rounds them, or long sides would differ at sharp edges.
+    """
+    stride = np.float32(1 / float(np.float32(span.n_resized) / np.float32(span.n_in)))
+    radius = max(stride, np.float32(1))
+    out = _Even.cut(span.length, _band_length(float(stride)))
+    tops = np.arange(out.count) * out.step
+    index = (tops[:, None] + np.arange(span.skip, span.skip + out.size)).astype(np.float32)
+    middle = (index + np.float32(0.5)) * stride
+    step = round(out.step * float(stride))
+    shifts = step * np.arange(out.count)
+    first = int((np.ceil(middle[:, 0] - radius - 0.5).astype(np.int64) - shifts).min())
+    last = int((np.floor(middle[:, -1] + radius - 0.5).astype(np.int64) - shifts).max())
+    n_in = last + 1 - first
+    pixels = (first + shifts)[:, None] + np.arange(n_in)
+    inside = (pixels >= 0) & (pixels < span.n_in)
+    distance = np.abs((pixels.astype(np.float32) + np.float32(0.5))[:, None] - middle[:, :, None])
+    weights = np.maximum(np.float32(0), 1 - distance / radius) * inside[:, None]
+    weights /= weights.sum(axis=2, keepdims=True)
+    after = max(0, int(pixels[-1, -1]) + 1 - span.n_in)
+    return _Bands(out, first, step, n_in, max(0, -first), after, weights)
 
 
-def _make_column_bands(span: _Span, n_channels: int, scaling: PixelScaling) -> tuple[_Band, ...]:
-    tops, starts, weights = _triangle_weights(span)
-    n_bands, n_out, n_in = weights.shape
+def _make_column_bands(span: _Span, n_channels: int, scaling: PixelScaling) -> _Bands:
+    """Return bands of columns: those of rows, turned, with channels mixed and scaled."""
+    bands = _make_row_bands(span)
+    n_bands, n_out, n_in = bands.weights.shape
     mixed = np.zeros((n_bands, n_in, n_channels, n_out, 3), np.float32)
     for to in range(3):
         origin = 0 if n_channels == 1 else 2 - to if scaling.bgr else to
-        mixed[:, :, origin, :, to] = weights.transpose(0, 2, 1) * np.float32(scaling.scale[to])
-    flat = mixed.reshape(n_bands, n_in * n_channels, n_out * 3)
-    bands = []
-    for top, start, one in zip(tops, starts, flat, strict=True):
-        out = slice(3 * (span.start + top), 3 * (span.start + top + n_out))
-        bands.append(_Band(out, slice(start * n_channels, (start + n_in) * n_channels), one))
-    return tuple(bands)
+        turned = bands.weights.transpose(0, 2, 1)
+        mixed[:, :, origin, :, to] = turned * np.float32(scaling.scale[to])
+    return replace(bands, weights=mixed.reshape(n_bands, n_in * n_channels, n_out * 3))
 
 
 _cached_row_bands = functools.lru_cache(maxsize=1024)(_make_row_bands)
 _cached_column_bands = functools.lru_cache(maxsize=256)(_make_column_bands)
 
 
-def _triangle_weights(span: _Span) -> tuple[list[int], list[int], NDArray[np.float32]]:
-    """Return where each band starts in the output and in the input, and its weights.
-
-    Output pixel x lies at s = (x + 1/2) n_in / n_resized in the input, and input pixel j, whose
-    middle is at j + 1/2, has weight max(0, 1 - |j + 1/2 - s| / r) there, normalized to sum 1, with
-    r = max(1, n_in / n_resized). Positions are rounded to float32 where TensorFlow's kernel
-    ``ScaleAndTranslate`` rounds them, or long sides would differ at sharp edges.
-
-    The weights are (bands, out, in) float32. The last band reaches back into the one before, so
-    all are of one size: a band of one pixel would be a vector, for which BLAS wakes its threads.
-    """
-    stride = np.float32(1 / float(np.float32(span.n_resized) / np.float32(span.n_in)))
-    radius = max(stride, np.float32(1))
-    n_out = min(_band_length(float(stride)), span.length)
-    tops = np.minimum(np.arange(0, span.length, n_out), span.length - n_out)
-    index = (tops[:, None] + np.arange(span.skip, span.skip + n_out)).astype(np.float32)
-    middle = (index + np.float32(0.5)) * stride
-    first = np.clip(np.ceil(middle[:, 0] - radius - 0.5), 0, span.n_in - 1)
-    last = np.clip(np.floor(middle[:, -1] + radius - 0.5), 0, span.n_in - 1)
-    n_in = int((last - first).max()) + 1
-    starts = np.minimum(first.astype(np.int64), span.n_in - n_in)
-    pixel = (starts[:, None] + np.arange(n_in)).astype(np.float32) + np.float32(0.5)
-    distance = np.abs(pixel[:, None, :] - middle[:, :, None]) / radius
-    weights = np.maximum(np.float32(0), 1 - distance)
-    weights /= weights.sum(axis=2, keepdims=True)
-    return tops.tolist(), starts.tolist(), weights
-
-
-_BAND_LENGTHS = ((0.5, 32), (0.8, 16), (8.0, 8))
+_BAND_LENGTHS = ((0.5, 32), (1.0, 16), (8.0, 8))
 
 
 def _band_length(stride: float) -> int:
     """Return how many output pixels share one product, by how many pixels in make one out.
 
-    A longer band wastes multiplications by zero, a shorter one calls too often. As measured.
+    A longer band wastes multiplications by zero, a shorter one has more overhead. As measured.
     """
     return next((length for limit, length in _BAND_LENGTHS if stride < limit), 4)
 
 
-def _apply_rows(bands: tuple[_Band, ...], flat: Pixels, n_rows: int) -> NDArray[np.float32]:
-    """Resize the rows of (n, h, w * c) pixels: (n, n_rows, w * c) float32.
+class _Scratch(threading.local):
+    """Memory for intermediate arrays, which each thread uses again for its next images."""
 
-    A band is turned to float a piece at a time, so a large photo is never held as float.
+    def __init__(self) -> None:
+        self._kept: dict[str, NDArray[np.float32]] = {}
+
+    def array(self, name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
+        """Return an array that holds anything, good until the next of this name."""
+        size = math.prod(shape)
+        if size > _SCRATCH_VALUES:
+            return np.empty(shape, np.float32)
+        kept = self._kept.get(name)
+        if kept is None or kept.size < size:
+            kept = self._kept[name] = np.empty(size, np.float32)
+        return kept[:size].reshape(shape)
+
+
+_scratch = _Scratch()
+
+
+def _apply_rows(bands: _Bands, flat: Pixels, out: NDArray[np.float32]) -> None:
+    """Resize the rows of (n, h, w * c) pixels into ``out``, (n, rows, w * c), block by block.
+
+    A block is as many bands as fit, or of a large photo a part of one.
     """
     n_images, _, n_values = flat.shape
-    result = np.empty((n_images, n_rows, n_values), np.float32)
-    n_out, n_in = bands[0].weights.shape
-    step = max(1, _PRODUCT_SIZE // (n_out * n_in))
-    scratch = np.empty((n_images, n_in, min(step, n_values)), np.float32)
-    for band in bands:
-        for start in range(0, n_values, step):
-            piece = flat[:, band.source, start : start + step]
-            block = scratch[:, :, : piece.shape[2]]
-            np.copyto(block, piece)
-            np.matmul(band.weights, block, out=result[:, band.out, start : start + step])
-    return result
+    room = _BLOCK_VALUES // n_images
+    n_bands = 1 + (room // n_values - bands.n_in) // bands.step if bands.step else bands.out.count
+    n_bands = max(1, n_bands)
+    width = max(1, min(n_values, room // bands.n_in))
+    for band in range(0, bands.out.count, n_bands):
+        chosen = slice(band, min(band + n_bands, bands.out.count))
+        for start in range(0, n_values, width):
+            part = slice(start, start + width)
+            _apply_row_bands(bands, chosen, flat[:, :, part], out[:, :, part])
+
+
+def _apply_row_bands(bands: _Bands, chosen: slice, flat: Pixels, out: NDArray[np.float32]) -> None:
+    """Resize the rows of some bands; the columns in pieces that follow one another."""
+    n_images, height, n_values = flat.shape
+    count = chosen.stop - chosen.start
+    top = bands.first + chosen.start * bands.step
+    n_rows = (count - 1) * bands.step + bands.n_in
+    above, below = max(0, -top), max(0, top + n_rows - height)
+    block = _scratch.array("block", (n_images, n_rows, n_values))
+    block[:, :above] = block[:, n_rows - below :] = 0
+    block[:, above : n_rows - below] = flat[:, top + above : top + n_rows - below]
+    pieces = _Even.cut(n_values, max(1, _PRODUCT_SIZE // bands.weights[0].size))
+    along = (pieces.count, pieces.step, pieces.size)
+    source = _tiles(block, (count, bands.step, bands.n_in), along)
+    first = chosen.start * bands.out.step
+    target = _tiles(out[:, first:], (count, bands.out.step, bands.out.size), along)
+    np.matmul(bands.weights[chosen, None], source, out=target)
 
 
 def _apply_columns(
-    bands: tuple[_Band, ...], rows: NDArray[np.float32], out: NDArray[np.float32]
+    bands: _Bands, n_channels: int, rows: NDArray[np.float32], out: NDArray[np.float32]
 ) -> None:
-    """Resize the columns of (n, r, w * c) values into ``out``, (n, r, S * 3); no offset yet."""
-    n_rows = rows.shape[1]
-    for band in bands:
-        step = min(n_rows, max(2, _PRODUCT_SIZE // band.weights.size))
-        for start in range(0, n_rows, step):
-            part = slice(min(start, n_rows - step), start + step)
-            np.matmul(rows[:, part, band.source], band.weights, out=out[:, part, band.out])
+    """Resize the columns of rows of values into ``out``, (n, r, out, 3); no offset yet.
+
+    ``rows`` is (n, r, (before + w + after) * c), 0 beyond the image.
+    """
+    n_rows, c = rows.shape[1], n_channels
+    pieces = _Even.cut(n_rows, max(2, _PRODUCT_SIZE // bands.weights[0].size))
+    down = (pieces.count, pieces.step, pieces.size)
+    n_bands, step, size = bands.out.count, 3 * bands.out.step, 3 * bands.out.size
+    across = (n_bands, bands.step * c, bands.n_in * c)
+    np.matmul(
+        _tiles(rows[:, :, (bands.first + bands.before) * c :], down, across),
+        bands.weights,
+        out=_tiles(out.reshape(*out.shape[:2], -1), down, (n_bands, step, size)),
+    )
+
+
+def _tiles(
+    values: NDArray[np.float32], down: tuple[int, int, int], across: tuple[int, int, int]
+) -> NDArray[np.float32]:
+    """View (n, h, w) values as tiles (n, tiles down, tiles across, rows, columns), at even steps.
+
+    ``down`` and ``across`` are each the number of tiles, the step from one to the next, and the
+    size of each; they must lie within the values.
+    """
+    image, row, column = values.strides
+    shape = (len(values), down[0], across[0], down[2], across[2])
+    strides = (image, down[1] * row, across[1] * column, row, column)
+    return as_strided(values, shape, strides)
 
 
 def _add_offset(area: NDArray[np.float32], scaling: PixelScaling) -> None:

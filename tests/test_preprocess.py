@@ -260,6 +260,24 @@ def test_no_product_is_large_enough_to_wake_other_threads(
     assert max(counts) <= OPENBLAS_THREADED_ABOVE
 
 
+@pytest.mark.parametrize(("height", "width"), [(28, 28), (200, 256), (375, 250)])
+@pytest.mark.parametrize("size", [96, 97, 224])
+def test_a_small_image_takes_one_product_a_side_so_threads_do_not_hand_the_lock_around(
+    height: int, width: int, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    matmul = np.matmul
+
+    def counting(a: NDArray, b: NDArray, out: NDArray) -> None:
+        calls.append(a.shape)
+        matmul(a, b, out=out)
+
+    monkeypatch.setattr(room.np, "matmul", counting)
+    preprocess(np.zeros((1, height, width, 3), np.uint8), Preprocessing(SCALINGS["tf"], size))
+    n_blocks = -(-height * width * 3 // room._BLOCK_VALUES)
+    assert len(calls) <= n_blocks + 2
+
+
 def test_identities_are_pinned_because_caches_are_keyed_by_them() -> None:
     """A change here makes every cache out of date: raise the version only with the results."""
     assert {name: scaling.identity for name, scaling in SCALINGS.items()} == {

@@ -59,6 +59,8 @@ class BuiltInSet:
     name: str
     files: tuple[RemoteFile, ...]
     read: Callable[[Mapping[str, Path]], tuple[Splits, tuple[str, ...]]]
+    read_images: Callable[[Mapping[str, Path], str], Images] | None = None
+    """Reads the images of one split alone, where the files let it."""
 
     def load(self, limits: Mapping[str, int] | None = None) -> LoadedSet:
         """Find and read the set; ``limits`` keeps the first so many rows of the splits it names.
@@ -78,6 +80,20 @@ class BuiltInSet:
             for split, (images, labels) in splits.items()
         }
         return LoadedSet(self.name, kept, classes)
+
+    def images(self, split: str) -> Images:
+        """Find and read the images of a split, and as little else as the files let it.
+
+        Raises
+        ------
+        LookupError
+            There is no such split.
+        DataUnavailableError, SourceError
+            See :meth:`load`.
+        """
+        if self.read_images is None:
+            return self.load().splits[split][0]
+        return self.read_images(self._find_files(), split)
 
     def _find_files(self) -> dict[str, Path]:
         """Return where each file is, by its official name."""
@@ -145,10 +161,14 @@ def _read_fashion_mnist(paths: Mapping[str, Path]) -> tuple[Splits, tuple[str, .
     """Read the four IDX files."""
     splits: Splits = {}
     for split, prefix in _FASHION_SPLITS.items():
-        images = read_idx(paths[f"fashion-mnist/{prefix}-images-idx3-ubyte.gz"])
         labels = read_idx(paths[f"fashion-mnist/{prefix}-labels-idx1-ubyte.gz"])
-        splits[split] = images, labels.astype(np.int64)
+        splits[split] = _read_fashion_images(paths, split), labels.astype(np.int64)
     return splits, _FASHION_CLASSES
+
+
+def _read_fashion_images(paths: Mapping[str, Path], split: str) -> Images:
+    """Read the images of a split."""
+    return read_idx(paths[f"fashion-mnist/{_FASHION_SPLITS[split]}-images-idx3-ubyte.gz"])
 
 
 def _read_mnist(paths: Mapping[str, Path]) -> tuple[Splits, tuple[str, ...]]:
@@ -282,6 +302,7 @@ DATASETS: dict[str, BuiltInSet] = {
                 for kind in ("images-idx3", "labels-idx1")
             ),
             _read_fashion_mnist,
+            _read_fashion_images,
         ),
         BuiltInSet(
             "mnist",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import html
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -269,6 +271,35 @@ def test_the_figure_is_a_png_with_something_on_it(table: Path) -> None:
         image.load()
         assert image.format == "PNG"
         assert len(np.unique(np.asarray(image.convert("RGB")).reshape(-1, 3), axis=0)) > 10
+
+
+def test_the_page_has_a_whisker_for_each_model_and_the_surest_difference_first(
+    table: Path,
+) -> None:
+    said = (table / "report.html").read_text(encoding="utf-8")
+    assert "3 models of 2 runs; pairs that differ beyond chance: 2 of 3." in said
+    dots = re.findall(r"<title>(\d) [^<]*, test accuracy: (.*?)</title>", said)
+    assert dots == [("1", "0.75"), ("2", "0.9"), ("3", "0.7575")]
+    assert said.count("(0.2500 to 0.7500)") == 3
+    rows = said.partition("the surest difference first</caption>")[2]
+    texts = [re.findall(r"<td[^>]*>([^<]*)", row) for row in rows.split("<tr>")[2:]]
+    found = [(ahead[0], behind[0], *map(html.unescape, rest)) for ahead, behind, *rest in texts]
+    assert found == [
+        ("2", "1", "+0.1500", "400", "< 0.0001", "beyond chance"),
+        ("2", "3", "+0.1425", "400", "< 0.0001", "beyond chance"),
+        ("3", "1", "+0.0075", "400", "0.12", "not distinguishable"),
+    ]
+
+
+def test_the_page_shows_what_was_not_tested_and_runs_no_name(tmp_path: Path) -> None:
+    first = write_run(tmp_path / "<script>x", 300)
+    untested = {"test_accuracy": None, "test_accuracy_ci95": None, "trainable_parameters": 7}
+    write_metrics(first, dict(open_run(first).metrics) | {"m0": untested})
+    assert command(first, "--output", tmp_path / "table").exit_code == 0
+    text = (tmp_path / "table" / "report.html").read_text(encoding="utf-8")
+    assert "<script>x" not in text
+    assert "1 frozen features, m0: none" in text
+    assert "nothing to compare it with" in text
 
 
 def test_a_comparison_is_replaced_only_when_asked_and_nothing_else_ever(

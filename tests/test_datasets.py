@@ -33,7 +33,7 @@ def assets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         files = tuple(
             RemoteFile(f.name, "http://127.0.0.1:9/", "", f.aliases) for f in dataset.files
         )
-        changed = datasets.BuiltInSet(name, files, dataset.read)
+        changed = datasets.BuiltInSet(name, files, dataset.read, dataset.read_images)
         monkeypatch.setitem(DATASETS, name, changed)
     return folder
 
@@ -126,6 +126,22 @@ def test_limits_keep_the_first_rows(assets: Path) -> None:
     )
     assert limited.splits["train"][1].tolist() == [0, 1]
     assert len(limited.splits["test"][0]) == 4
+
+
+@pytest.mark.parametrize("damaged", ["train-images-idx3", "t10k-labels-idx1"])
+def test_the_images_of_a_split_are_read_without_the_rest(damaged: str, assets: Path) -> None:
+    write_fashion(assets)
+    expected = get_dataset("fashion_mnist").load().splits["test"][0]
+    (assets / "fashion-mnist" / f"{damaged}-ubyte.gz").write_bytes(b"damaged")
+    np.testing.assert_array_equal(get_dataset("fashion_mnist").images("test"), expected)
+    with pytest.raises(LookupError):
+        get_dataset("fashion_mnist").images("val")
+
+
+def test_images_of_a_set_in_one_file_are_those_of_the_split(assets: Path) -> None:
+    pixels = np.arange(2 * 4, dtype=np.uint8).reshape(2, 2, 2)
+    np.savez(assets / "mnist.npz", x_train=pixels, y_train=[0, 1], x_test=pixels + 9, y_test=[2, 3])
+    np.testing.assert_array_equal(get_dataset("mnist").images("test"), pixels + 9)
 
 
 def test_images_without_their_labels_are_refused(assets: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import html
 import json
 import re
 from itertools import pairwise
@@ -372,6 +373,34 @@ def test_sentences_say_what_was_reached_and_what_cannot_be_told(output: Path, ca
         == [*("images", "a", "class", "ridge", "95%", "band", "nearest_mean", "95%", "band")]
         or "Warning" in result.output
     )
+
+
+def test_the_page_shows_every_point_and_says_what_is_printed(folder: Path, cache: Path) -> None:
+    output = folder / "<i>page"
+    options = CurveOptions(probes=("ridge",), targets=(0.7,))
+    result = learning_curve(cache, output, options)
+    text = (output / "report.html").read_text(encoding="utf-8")
+    assert "<i>page" not in text
+    assert "Learning curve: &lt;i&gt;page" in text
+    said = html.unescape(text)
+    for sentence in (result.how(), *result.sentences()):
+        assert f">{sentence}<" in said
+    (curve,) = result.measured.curves
+    for n, mean in zip(curve.sizes, curve.mean, strict=True):
+        assert f"<title>ridge: {n}, {mean:.4g}</title>" in said
+        assert f"{mean:.4f} (" in said
+    assert text.count("<polygon") == 1
+    assert "target 0.7" in said
+    (chosen,) = [one for one in result.measured.fitted if (one.n, one.draw) == (120, 4)]
+    assert f'{{"alpha":<wbr> {chosen.hyperparameters["alpha"]}}}' in said
+
+
+def test_bands_of_many_curves_are_left_to_the_table(folder: Path, cache: Path) -> None:
+    probes = ("ridge", "nearest_mean", "neighbors", "discriminant")
+    learning_curve(cache, folder / "many", CurveOptions(probes=probes))
+    text = (folder / "many" / "report.html").read_text(encoding="utf-8")
+    assert "<polygon" not in text
+    assert "the bands are in the table" in text
 
 
 def test_only_learning_curves_are_replaced_and_only_when_asked(

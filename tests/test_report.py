@@ -13,10 +13,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from classify.report.charts import Axes, Series, line_chart, reliability_chart
-from classify.report.page import Page, Section, interval_cells, render
+from classify.report.charts import (
+    Axes,
+    RowSeries,
+    Series,
+    line_chart,
+    reliability_chart,
+    row_chart,
+)
+from classify.report.page import Page, Section, Table, interval_cells, number_cell, render
 from classify.report.run_page import write_report
 from classify.report.scales import Scale
+from classify.report.tables import TextTable, as_block, text_cells
 from classify.report.thumbnails import find_images, thumbnail
 from classify.results import runs
 
@@ -163,16 +171,77 @@ def test_ticks_of_a_logarithmic_scale_are_decades() -> None:
     assert labels == ["10", "100", "1,000"]
 
 
+def points(text: str) -> list[tuple[float, ...]]:
+    """Return the points of SVG's attribute."""
+    return [tuple(map(float, point.split(","))) for point in text.split()]
+
+
 def test_a_band_goes_around_its_line() -> None:
     series = Series("mean", [0, 1], [0.5, 0.5], [0.25, 0.25], [0.75, 0.75])
     chart = line_chart(Axes("t", "x", "y", y_range=(0, 1)), [series])
     (mark,) = chart.marks
-    line = [tuple(map(float, point.split(","))) for point in mark.line.split()]
-    band = [tuple(map(float, point.split(","))) for point in mark.band.split()]
+    (line,), (band,) = map(points, mark.lines), map(points, mark.bands)
     middle = (chart.top + chart.bottom) / 2
     quarter = (chart.bottom - chart.top) / 4
     assert [y for _, y in line] == [middle, middle]
     assert [y for _, y in band] == [middle - quarter] * 2 + [middle + quarter] * 2
+
+
+def test_a_band_has_a_gap_where_its_bounds_are_not_known() -> None:
+    low = [0.1, 0.2, float("nan"), 0.3]
+    series = Series("mean", [0, 1, 2, 3], [0.5] * 4, low, [0.9] * 4)
+    (mark,) = line_chart(Axes("t", "x", "y"), [series]).marks
+    assert [len(points(band)) for band in mark.bands] == [4, 2]
+    assert len(points(mark.lines[0])) == 4
+
+
+def test_a_row_has_a_dot_and_a_whisker_on_the_common_scale() -> None:
+    none = float("nan")
+    series = RowSeries("test", [0.5, none, 0.9], [0.4, none, 0.7], [0.6, none, 1.0])
+    chart = row_chart("t", "x", ["a", "b", "c"], [series])
+    assert [name for _, name in chart.rows] == ["a", "b: none", "c"]
+    (mark,) = chart.marks
+    whiskers = [points(line) for line in mark.lines]
+    for dot, (left, right), share in zip(mark.dots, whiskers, (0.5, 2 / 3), strict=True):
+        assert (dot.x - left[0]) / (right[0] - left[0]) == pytest.approx(share, abs=0.01)
+        assert left[1] == right[1] == dot.y
+    assert whiskers[1][1][0] - whiskers[0][0][0] == pytest.approx(
+        6 * (whiskers[0][1][0] - whiskers[0][0][0]) / 2, abs=0.5
+    )
+    assert chart.rows[2][0] < mark.dots[1].y < chart.bottom
+
+
+def test_colors_of_many_series_are_used_again() -> None:
+    series = [Series(str(n), [0, 1], [n, n]) for n in range(9)]
+    css = [mark.css for mark in line_chart(Axes("t", "x", "y"), series).marks]
+    assert (css[0], css[7], css[8]) == ("series-1", "series-8", "series-1")
+
+
+def test_numbers_of_a_column_have_as_many_decimals_where_few_suffice() -> None:
+    def shown(*texts: str) -> list[str]:
+        return [cell.text for cell in text_cells(texts)]
+
+    assert shown("0.775", "0.65783212", "1", "") == ["0.7750", "0.6578", "1.0000", ""]
+    assert shown("0.00141", "0.0008949", "0.1") == ["0.00141", "0.0008949", "0.1"]
+    assert shown("3", "12") == ["3", "12"]
+    assert shown("ridge", "2") == ["ridge", "2"]
+
+
+def test_a_figure_and_its_interval_are_one_column_and_long_texts_come_last() -> None:
+    header = ("model", "hyperparameters", "ece", "ece_low", "ece_high", "test_low")
+    rows = (("a", '{"C": 1}', "0.2", "0.1", "0.4", "7"), ("b", "{}", "", "", "", "8"))
+    table = as_block(TextTable(header, rows), "t")
+    assert table.columns == ("model", "ece", "test low", "hyperparameters")
+    texts = [[cell.text for cell in row] for row in table.rows]
+    assert texts == [
+        ["a", "0.2000 (0.1000 to 0.4000)", "7", '{"C": 1}'],
+        ["b", "–", "8", "{}"],
+    ]
+
+
+def test_a_column_of_numbers_may_lack_some() -> None:
+    rows = ((number_cell(1.0), number_cell(None)), (number_cell(None), number_cell(None)))
+    assert Table("t", ("some", "none"), rows).numeric == (True, False)
 
 
 def test_bins_of_more_rows_are_larger_by_area() -> None:
@@ -242,11 +311,26 @@ def test_in_a_browser_a_table_is_sorted_from_the_keyboard(page: Any) -> None:
     page.keyboard.press("Enter")
     table = page.locator("table", has=heading)
     cells = table.locator("tbody tr td:nth-child(2)")
-    assert cells.all_inner_texts() == ["0.001", "0.02", "0.1"]
+    assert cells.all_inner_texts() == ["0.001", "0.020", "0.100"]
     assert table.locator("th[aria-sort=ascending]").count() == 1
     page.keyboard.press("Enter")
-    assert cells.all_inner_texts() == ["0.1", "0.02", "0.001"]
+    assert cells.all_inner_texts() == ["0.100", "0.020", "0.001"]
     assert table.locator("th[aria-sort=descending]").count() == 1
+
+
+def test_in_a_browser_long_names_stay_within_a_chart_of_rows(page: Any, tmp_path: Path) -> None:
+    names = ["efficientnet_v2_b0_of_the_second_photos:kernel_ridge", HOSTILE]
+    chart = row_chart("t", "x", names, [RowSeries("test", [0.5, 0.6], [0.4] * 2, [0.7] * 2)])
+    cells = tuple((number_cell(n),) for n in range(60))
+    blocks = (chart, Table("many rows", ("n",), cells))
+    path = tmp_path / "rows.html"
+    path.write_text(render(Page("rows", "", (), (Section("s", blocks),))), encoding="utf-8")
+    page.goto(path.as_uri())
+    assert page.title() == "rows"
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    boxes = "[...document.querySelectorAll('.chart .label')].map(one => one.getBBox())"
+    assert max(page.evaluate(f"{boxes}.map(one => one.x + one.width)")) <= chart.width
+    assert page.locator(".tall").bounding_box()["height"] < 600
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import html
 import json
 import re
 from collections.abc import Callable
@@ -117,6 +118,24 @@ def test_a_study_measures_every_probe_on_every_cache(folder: Path) -> None:
         shown = f"{np.mean(reached):.4f} ± {np.std(reached, ddof=1):.4f}"
         assert shown in (folder / "out" / "table.md").read_text(encoding="utf-8")
         assert shown in result.output
+
+
+def test_the_page_has_the_table_the_ranks_and_a_dot_for_each_entry(folder: Path) -> None:
+    result = run_command(folder)
+    said = html.unescape((folder / "out" / "report.html").read_text(encoding="utf-8"))
+    table = read_csv(folder / "out" / "table.csv")
+    for row in table:
+        assert f">{float(row['mean']):.4f} ± {float(row['sd']):.4f}</td>" in said
+        dot = f"<title>{row['model']}, {row['data']}: {float(row['mean']):.4g}</title>"
+        assert said.count(dot) == 1
+    assert len(re.findall(r">0\.\d{4} ± 0\.\d{4}</td>", said)) == len(table)
+    ranks = re.findall(r"ridge +0.*?(\d\.\d\d)$|mean +0.*?(\d\.\d\d)$", result.output, re.M)
+    assert [f">{''.join(rank)}</td>" in said for rank in ranks] == [True, True]
+    assert "These are the 1st to 8th models scored on this test." in said
+    assert all(
+        row["hyperparameters"].partition(":")[0] in said
+        for row in read_csv(folder / "out" / "fits.csv")
+    )
 
 
 def test_what_is_finished_is_not_made_again(folder: Path, counted: list[str]) -> None:

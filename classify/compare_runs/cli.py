@@ -24,7 +24,7 @@ from data_cache.console import Command
 @click.option(
     "--output",
     type=click.Path(path_type=Path),
-    help="Folder for the tables (CSV and Markdown) and the figure (PNG).",
+    help="Folder for the page (HTML), the tables (CSV and Markdown) and the figure (PNG).",
 )
 @click.option("--overwrite", is_flag=True, help="Replace the comparison that is at --output.")
 def compare_runs(

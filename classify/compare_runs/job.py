@@ -8,14 +8,17 @@ from pathlib import Path
 
 from classify.compare_runs.entries import SELECTED, Entry, read_entries
 from classify.compare_runs.figure import draw_comparison
+from classify.compare_runs.page import comparison_page
 from classify.compare_runs.pairs import Pair, compare_pairs
 from classify.compare_runs.tables import as_markdown, as_text, write_entries, write_pairs
+from classify.report.page import write_page
 from classify.results.output_folder import check_output_folder
+from classify.results.runs import REPORT_FILE
 from data_cache.files import whole_folder
 
 TABLE_FILE, PAIRS_FILE = "table.csv", "pairs.csv"
 MARKDOWN_FILE, FIGURE_FILE = "table.md", "accuracy.png"
-FILES = frozenset({TABLE_FILE, PAIRS_FILE, MARKDOWN_FILE, FIGURE_FILE})
+FILES = frozenset({TABLE_FILE, PAIRS_FILE, MARKDOWN_FILE, FIGURE_FILE, REPORT_FILE})
 """Everything that the folder of a comparison holds."""
 
 
@@ -32,7 +35,7 @@ class Comparison:
         return as_text(self.entries, self.pairs)
 
     def write(self, folder: Path, *, overwrite: bool = False) -> None:
-        """Write CSV, Markdown and PNG into a folder, whole or not at all.
+        """Write HTML, CSV, Markdown and PNG into a folder, whole or not at all.
 
         Raises
         ------
@@ -46,6 +49,8 @@ class Comparison:
             markdown = as_markdown(self.entries, self.pairs)
             (new / MARKDOWN_FILE).write_text(markdown, encoding="utf-8")
             draw_comparison(self.entries, self.pairs, new / FIGURE_FILE)
+            page = comparison_page(self.entries, self.pairs, folder.name)
+            write_page(page, new / REPORT_FILE)
 
 
 def compare_runs(

@@ -11,7 +11,7 @@ from classify.results.runs import write_table
 from classify.results.summary import align
 
 _HEADER = ("", "approach", "run", "images", "parameters", "seconds", "test", "95% interval")
-_NOTES = (
+NOTES = (
     "Images: labeled ones that were learned from or chosen on. Parameters: those that were "
     "trained.",
     "Seconds: of fitting alone, without reading, extraction and the import of packages.",
@@ -22,7 +22,7 @@ _SMALLEST_SHOWN = 1e-4
 def as_text(entries: Sequence[Entry], pairs: Sequence[Pair]) -> str:
     """Return what ``compare-runs`` prints: lines without a last line end."""
     table = align([_HEADER, *_cells(entries)])
-    return "\n".join([*table, "", *sentences(pairs), "", *_NOTES])
+    return "\n".join([*table, "", *sentences(pairs), "", *NOTES])
 
 
 def as_markdown(entries: Sequence[Entry], pairs: Sequence[Pair]) -> str:
@@ -31,7 +31,7 @@ def as_markdown(entries: Sequence[Entry], pairs: Sequence[Pair]) -> str:
     table = [f"| {' | '.join(_escaped(cell) for cell in row)} |" for row in rows]
     how, *differences = sentences(pairs)
     listed = [f"- {sentence}" for sentence in differences]
-    return "\n".join([*table, "", how, "", *listed, "", *_NOTES, ""])
+    return "\n".join([*table, "", how, "", *listed, "", *NOTES, ""])
 
 
 def write_entries(path: Path, entries: Sequence[Entry]) -> None:
@@ -86,12 +86,18 @@ def _difference(pair: Pair) -> str:
         return f"{first} and {second}: {pair.verdict}"
     if pair.difference < 0:
         first, second = second, first
-    p = f"p < {_SMALLEST_SHOWN:g}" if pair.p_value < _SMALLEST_SHOWN else f"p = {pair.p_value:.2g}"
+    p = p_value_text(pair.p_value)
+    p = f"p {p}" if p.startswith("<") else f"p = {p}"
     joint = "over" if pair.difference else "and"
     return (
         f"{first} {joint} {second}: {abs(pair.difference):+.4f} on {pair.n_common:,} images, {p}, "
         f"{pair.verdict}"
     )
+
+
+def p_value_text(p_value: float) -> str:
+    """Return a p-value as text."""
+    return f"< {_SMALLEST_SHOWN:g}" if p_value < _SMALLEST_SHOWN else f"{p_value:.2g}"
 
 
 def _cells(entries: Sequence[Entry]) -> Iterator[tuple[str, ...]]:

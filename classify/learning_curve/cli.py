@@ -19,7 +19,8 @@ _SHARE = click.FloatRange(0, 1, min_open=True, max_open=True)
     "--output",
     required=True,
     type=click.Path(path_type=Path),
-    help="Folder for the table (CSV), every draw (CSV), the facts (JSON) and the figure (PNG).",
+    help="Folder for the page (HTML), the table and every draw (CSV), the facts (JSON) and the "
+    "figure (PNG).",
 )
 @click.option("--overwrite", is_flag=True, help="Replace the learning curve that is at --output.")
 @click.option(

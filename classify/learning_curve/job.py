@@ -17,9 +17,12 @@ from classify.learning_curve.curves import (
     fit_draws,
 )
 from classify.learning_curve.options import CurveOptions
+from classify.learning_curve.page import curve_page
 from classify.learning_curve.power_law import FEWEST_SIZES, ImagesNeeded, images_needed
 from classify.learning_curve.result import FILES, CurveResult, Measured
+from classify.report.page import write_page
 from classify.results.output_folder import check_output_folder
+from classify.results.runs import REPORT_FILE
 from classify.results.training import CacheFacts, Clock
 from classify.selection.division import TRAINING_SPLIT, VALIDATION_SPLIT, Part, read_kept
 from classify.selection.leakage import rows_to_leave_out
@@ -59,6 +62,7 @@ def learning_curve(
     result = CurveResult(facts, options, measured, needed, clock.total)
     with whole_folder(output.resolve(), overwrite=overwrite) as folder:
         result.write(folder)
+        write_page(curve_page(result, output.name), folder / REPORT_FILE)
     return result
 
 

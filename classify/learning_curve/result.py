@@ -17,14 +17,14 @@ from classify.learning_curve.curves import Curve, Fitted
 from classify.learning_curve.figure import draw_curves
 from classify.learning_curve.options import CurveOptions
 from classify.learning_curve.power_law import FEWEST_SIZES, MOST_TIMES, ImagesNeeded
-from classify.results.runs import write_table
+from classify.results.runs import REPORT_FILE, write_table
 from classify.results.summary import align
 from classify.results.training import CacheFacts, package_versions
 from classify.selection.test_log import Scorings
 
 CURVE_FILE, DRAWS_FILE = "learning_curve.csv", "draws.csv"
 FACTS_FILE, FIGURE_FILE = "learning_curve.json", "learning_curve.png"
-FILES = frozenset({CURVE_FILE, DRAWS_FILE, FACTS_FILE, FIGURE_FILE})
+FILES = frozenset({CURVE_FILE, DRAWS_FILE, FACTS_FILE, FIGURE_FILE, REPORT_FILE})
 """Everything that the folder of a learning curve holds."""
 
 NEARLY = 0.01
@@ -59,10 +59,10 @@ class CurveResult:
     @property
     def text(self) -> str:
         """What ``learning-curve`` prints, without a last line end."""
-        return "\n".join([*align(list(self._text_rows())), "", self._how(), *self._sentences()])
+        return "\n".join([*align(list(self._text_rows())), "", self.how(), *self.sentences()])
 
     def write(self, folder: Path) -> None:
-        """Write every file into ``folder``."""
+        """Write every file into ``folder``, but for the page."""
         write_table(folder / CURVE_FILE, self._header(), self._rows())
         _write_draws(folder / DRAWS_FILE, self.measured)
         facts = json.dumps(self._facts(), indent=2, ensure_ascii=False, allow_nan=False)
@@ -78,7 +78,7 @@ class CurveResult:
             figures = (cell for one in curves for cell in _cells(one, n))
             yield (f"{n:,}", f"{n / self.measured.n_classes:.4g}", *figures)
 
-    def _how(self) -> str:
+    def how(self) -> str:
         """Say what was measured."""
         place = "the test" if self.options.on_test else "folds that were left out"
         return (
@@ -87,7 +87,7 @@ class CurveResult:
             "were labeled, for fitting and for choosing."
         )
 
-    def _sentences(self) -> Iterator[str]:
+    def sentences(self) -> Iterator[str]:
         """Yield what the curves say."""
         for one in self.measured.curves:
             yield _nearly_all(one)

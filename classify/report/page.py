@@ -8,11 +8,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+from pathlib import Path
 from typing import ClassVar
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from classify.report.charts import Chart
+
+NOTHING = "–"
+"""Stands in a cell that has no value."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,11 @@ class Table:
     rows: tuple[tuple[Cell, ...], ...]
     note: str = ""
 
+    @property
+    def numeric(self) -> tuple[bool, ...]:
+        """Whether each column has numbers, and nothing but dashes and empty cells beside them."""
+        return tuple(map(_is_numeric, zip(*self.rows, strict=True)))
+
 
 @dataclass(frozen=True)
 class Matrix:
@@ -89,7 +98,15 @@ class Words:
     text: str
 
 
-Block = Table | Matrix | Gallery | Words | Chart
+@dataclass(frozen=True)
+class Sentences:
+    """Sentences, one below the other."""
+
+    kind: ClassVar[str] = "sentences"
+    texts: tuple[str, ...]
+
+
+Block = Table | Matrix | Gallery | Words | Sentences | Chart
 
 
 @dataclass(frozen=True)
@@ -110,6 +127,12 @@ class Page:
     sections: tuple[Section, ...]
 
 
+def _is_numeric(cells: Sequence[Cell]) -> bool:
+    """Tell whether cells are numbers, but for those that have no value."""
+    texts = {cell.text for cell in cells if cell.number is None}
+    return texts <= {"", NOTHING} and any(cell.number is not None for cell in cells)
+
+
 def render(page: Page) -> str:
     """Return the page as HTML that needs no other file."""
     script = _text("page.js")
@@ -118,9 +141,14 @@ def render(page: Page) -> str:
     )
 
 
+def write_page(page: Page, path: Path) -> None:
+    """Write the page as HTML, in UTF-8."""
+    path.write_text(render(page), encoding="utf-8")
+
+
 def number_cell(value: float | None, digits: int = 4) -> Cell:
     """Return a cell with a number; a dash where there is none."""
-    return Cell("–") if value is None else Cell(f"{value:,.{digits}f}", value)
+    return Cell(NOTHING) if value is None else Cell(f"{value:,.{digits}f}", value)
 
 
 def interval_cells(
@@ -133,7 +161,7 @@ def interval_cells(
     cells = []
     for one in values:
         if one is None:
-            cells.append(Cell("–"))
+            cells.append(Cell(NOTHING))
             continue
         bar = Bar(*(round((part - least) / width, 4) for part in one))
         low, value, high = (f"{part:.{digits}f}" for part in one)

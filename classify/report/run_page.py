@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from classify.report.charts import Axes, Series, line_chart, reliability_chart
+from classify.report.origin import origin_section
 from classify.report.page import (
     Block,
     Cell,
@@ -19,14 +20,15 @@ from classify.report.page import (
     Page,
     Picture,
     Section,
+    Sentences,
     Table,
     Tile,
     Words,
     interval_cells,
     number_cell,
-    render,
+    write_page,
 )
-from classify.report.tables import TextTable, read_text_table, text_cells
+from classify.report.tables import TextTable, as_block, plain, read_text_table
 from classify.report.thumbnails import Find, find_images, thumbnail
 from classify.results import runs
 from classify.results.runs import RunFolder, ScoredRows
@@ -36,7 +38,6 @@ from classify.statistics.calibration import reliability_of
 Names = Sequence[str]
 
 _MOST_PICTURES = 24
-_MOST_ROWS = 500
 _MOST_CLASSES = 40
 
 
@@ -47,8 +48,7 @@ def write_report(folder: Path, name: str) -> None:
     """
     run = runs.open_run(folder)
     source = run.metrics.get("provenance", {}).get("source", "")
-    text = render(run_page(run, name, find_images(source)))
-    (folder / runs.REPORT_FILE).write_text(text, encoding="utf-8")
+    write_page(run_page(run, name, find_images(source)), folder / runs.REPORT_FILE)
 
 
 def run_page(run: RunFolder, name: str, find: Find) -> Page:
@@ -77,7 +77,8 @@ def _lead(run: RunFolder) -> str:
     recipe = told.get("recipe")
     if not recipe:
         return f"{words}."
-    return f"{words}; features of {recipe['backbone']} at {recipe['image_size']} pixels."
+    whose = "the selected model's features are" if run.kind == runs.COMPARISON_KIND else "features"
+    return f"{words}; {whose} of {recipe['backbone']} at {recipe['image_size']} pixels."
 
 
 def _tiles(run: RunFolder) -> tuple[Tile, ...]:
@@ -88,7 +89,7 @@ def _tiles(run: RunFolder) -> tuple[Tile, ...]:
         f"{figures['validation_accuracy']:.4f}",
         f"{told['n_validation']:,} rows; what was chosen by it is flattered by it",
     )
-    selected = Tile("Selected", _plain(run.selected), "by rows other than the test's")
+    selected = Tile("Selected", plain(run.selected), "by rows other than the test's")
     if figures.get("test_accuracy") is None:
         learned = told.get("refit") == "all"
         why = "the models learned its rows in the end" if learned else "the test was not scored"
@@ -119,7 +120,7 @@ def _models(run: RunFolder) -> Section:
     tests = interval_cells([_test_interval(one) for one in figures])
     rows = tuple(
         (
-            Cell(_plain(name) + (" (selected)" if name == run.selected else "")),
+            Cell(plain(name) + (" (selected)" if name == run.selected else "")),
             number_cell(one["validation_accuracy"]),
             number_cell(one.get("validation_log_loss")),
             test,
@@ -143,9 +144,16 @@ def _test_interval(figures: Mapping[str, Any]) -> tuple[float, float, float] | N
 
 def _comparison(run: RunFolder) -> Section:
     """Show every figure of a comparison, and say what its tests allow to be said."""
-    table = read_text_table(run.path / runs.COMPARISON_FILE)
-    said = tuple(Words(one) for one in run.metrics.get("conclusions", ()))
-    return Section("Comparison", (*said, *_plain_table(table, "Every figure of every model")))
+    said = list(run.metrics.get("conclusions", ()))
+    how, differences = map(Words, said[:1]), tuple(said[1:])
+    table = _table(run.path / runs.COMPARISON_FILE, "Every figure of every model")
+    return Section("Comparison", (*how, *((Sentences(differences),) if said else ()), *table))
+
+
+def _table(path: Path, caption: str) -> tuple[Block, ...]:
+    """Return a table that is in a file; nothing where there is no such file."""
+    table = read_text_table(path)
+    return () if table is None else (as_block(table, caption),)
 
 
 def _curves(run: RunFolder) -> Section:
@@ -170,25 +178,14 @@ def _curve_charts(history: TextTable) -> Iterator[Block]:
 
 def _folds(run: RunFolder) -> Section:
     """Show what each fold gave."""
-    table = read_text_table(run.path / runs.FOLDS_FILE)
-    return Section("Folds", _plain_table(table, "A row for each model, repeat and fold"))
+    caption = "A row for each model, repeat and fold"
+    return Section("Folds", _table(run.path / runs.FOLDS_FILE, caption))
 
 
 def _sweep(run: RunFolder) -> Section:
-    """Show what was tried, and how the learning rate mattered."""
-    table = read_text_table(run.path / runs.SWEEP_FILE)
-    title = "The heads that were tried, best on validation first"
-    return Section("Sweep", _plain_table(table, title))
-
-
-def _plain_table(table: TextTable | None, caption: str) -> tuple[Block, ...]:
-    """Return a table as it stands in its file, as far as a page can hold it."""
-    if table is None:
-        return ()
-    rows = tuple(text_cells(row) for row in table.rows[:_MOST_ROWS])
-    left = len(table.rows) - len(rows)
-    note = f"{left:,} more rows are in the run's folder." if left else ""
-    return (Table(caption, tuple(map(_plain, table.header)), rows, note),)
+    """Show what was tried."""
+    caption = "The heads that were tried, best on validation first"
+    return Section("Sweep", _table(run.path / runs.SWEEP_FILE, caption))
 
 
 def _test_sections(run: RunFolder, find: Find) -> tuple[Section, ...]:
@@ -294,17 +291,8 @@ def _suspects(run: RunFolder, find: Find) -> Section:
 def _details(run: RunFolder) -> Section:
     """List what the run was made from."""
     told = run.metrics
-    groups = {name: told.get(name) or {} for name in ("recipe", "provenance", "versions")}
-    plain = {"created": told.get("created"), "seconds": told.get("seconds")}
-    rows = [
-        (Cell(_plain(key)), Cell(str(value)))
-        for group in (plain, *groups.values())
-        for key, value in group.items()
-        if not isinstance(value, dict) and value is not None
-    ]
-    return Section("What it was made from", (Table("Origin", ("what", "value"), tuple(rows)),))
-
-
-def _plain(name: str) -> str:
-    """Return a name of the program's as words."""
-    return name.replace("_", " ")
+    recipe, provenance, versions = (
+        told.get(name) or {} for name in ("recipe", "provenance", "versions")
+    )
+    own = {name: told.get(name) for name in ("created", "seconds")}
+    return origin_section(own, recipe, provenance, versions)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 from base64 import b64encode
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from PIL import Image
 
 from data_cache.errors import BadImageError, HeadstartError
 from extract.assets import find_here
-from extract.datasets import DATASETS, LoadedSet
+from extract.datasets import DATASETS
 from extract.decode import Pixels, decode
 from extract.sources.base import Raw
 
@@ -62,14 +63,11 @@ def _in_folder(folder: Path) -> Find:
 def _in_set(name: str) -> Find:
     """Return what finds the images of a built-in set, if its files are on this machine."""
     known = DATASETS[name]
-    loaded: list[LoadedSet] = []
+    images_of = cache(known.images)
 
     def find(image_id: str) -> np.ndarray | None:
         split, _, row = image_id.partition("/")
-        if not loaded:
-            loaded.append(known.load())
-        images, _labels = loaded[0].splits[split]
-        return np.asarray(images[int(row)])
+        return np.asarray(images_of(split)[int(row)])
 
     try:
         is_here = all(find_here(file) for file in known.files)

@@ -53,7 +53,16 @@ class Across:
     n_sets: int
 
     def sentences(self) -> Iterator[str]:
-        """Yield what may be said."""
+        """Yield what may be said: of all models, then of every pair."""
+        yield from self.how()
+        for pair in self.pairs:
+            yield (
+                f"{pair.first} over {pair.second}: {pair.difference:+.4f} on average, p = "
+                f"{pair.p_value_holm:.2g}, {pair.verdict}"
+            )
+
+    def how(self) -> Iterator[str]:
+        """Yield what may be said of all models, and how pairs were tested."""
         if self.friedman is not None:
             yield (
                 f"Friedman's test over {self.n_sets} data sets, that all {len(self.models)} models "
@@ -67,11 +76,6 @@ class Across:
                 else ":"
             )
         )
-        for pair in self.pairs:
-            yield (
-                f"{pair.first} over {pair.second}: {pair.difference:+.4f} on average, p = "
-                f"{pair.p_value_holm:.2g}, {pair.verdict}"
-            )
 
 
 def compare_across(

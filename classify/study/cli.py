@@ -22,8 +22,8 @@ def compare_study(study: Path, output: Path) -> None:
 
     STUDY.toml names probes and seeds, and for each data set a cache of each backbone. Every fit is
     a file in the folder, so a study that was stopped goes on, and one that has grown adds what is
-    new. The table has mean and SD over seeds, as CSV, Markdown and LaTeX; across data sets the
-    models are compared by Friedman's test and Wilcoxon's.
+    new. The table has mean and SD over seeds, as a page (HTML), CSV, Markdown and LaTeX; across
+    data sets the models are compared by Friedman's test and Wilcoxon's.
 
     \b
     STUDY.toml:

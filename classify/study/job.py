@@ -6,8 +6,11 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from classify.compare_probes.shared_rows import SharedRows, share_rows_of_seeds
+from classify.report.page import write_page
+from classify.results.runs import REPORT_FILE
 from classify.selection.test_log import Scorings
 from classify.study.cells import Cell, cache_digest, cell_key, make_cells, read_cell
+from classify.study.page import study_page
 from classify.study.plan import StudyPlan, Unit
 from classify.study.scores import Scores, read_scores, score_cells, write_scores
 from classify.study.table import StudyTable
@@ -50,6 +53,8 @@ def compare_study(plan: StudyPlan, folder: Path, text: str = "") -> StudyTable:
     scorings = _score(cells, scores, shared, folder)
     table = StudyTable(plan, tuple(cells), scores, scorings)
     table.write(folder)
+    with whole_file(folder / REPORT_FILE) as path:
+        write_page(study_page(table, folder.name), path)
     return table
 
 

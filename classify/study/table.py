@@ -86,8 +86,12 @@ class StudyTable:
     @property
     def text(self) -> str:
         """What ``compare-study`` prints, without a last line end."""
-        counted = map(self._words_on_test, self.plan.data)
-        return "\n".join([*align(list(self._rows("±"))), "", *self._notes(), *counted])
+        notes = (*self._notes(), *self.counted())
+        return "\n".join([*align(list(self._rows("±"))), "", *notes])
+
+    def counted(self) -> Iterator[str]:
+        """Yield how often the test of each data set was scored."""
+        return map(self._words_on_test, self.plan.data)
 
     def write(self, folder: Path) -> None:
         """Write every fit as CSV, and the table as CSV, Markdown and LaTeX."""
@@ -140,12 +144,16 @@ class StudyTable:
 
     def _notes(self) -> list[str]:
         """Return what a reader of the table must know."""
+        across = () if self.across is None else self.across.sentences()
+        return [self.how(), *across]
+
+    def how(self) -> str:
+        """Say what was measured."""
         figure = self.plan.figure.replace("_", " ")
-        said = [
+        return (
             f"Test {figure}, mean ± SD over {len(self.plan.seeds)} seeds, which draw validation "
             "rows and what a probe draws; hyperparameters were chosen on validation."
-        ]
-        return said if self.across is None else [*said, *self.across.sentences()]
+        )
 
     def _fits(self) -> Iterator[tuple[object, ...]]:
         """Yield every fit with its figures."""

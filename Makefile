@@ -7,6 +7,7 @@
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
+WORKERS := 2
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
@@ -25,7 +26,7 @@ browser:
 	command -v chromium || apt-get install --quiet --yes --no-install-recommends chromium
 
 test: $(READY)
-	$(BIN)/python -m pytest -m "not stress"
+	$(BIN)/python -m pytest -m "not stress" --numprocesses $(WORKERS) --dist loadfile
 
 stress: $(READY)
 	$(BIN)/python -m pytest -m stress

@@ -12,7 +12,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_consistent_length, validate_data
 
 from classify.statistics.metrics import softmax
-from classify.streams import Features, StreamedFeatures
+from classify.streams import Features, StreamedFeatures, map_rows
 
 
 class LogitsClassifier(ClassifierMixin, BaseEstimator, ABC):
@@ -61,10 +61,9 @@ class LogitsClassifier(ClassifierMixin, BaseEstimator, ABC):
 
 def logits_of(model: LogitsClassifier, features: Features) -> NDArray[np.floating]:
     """Return the logits (n, k) of features that are in memory or streamed."""
-    if model.takes_streams or not isinstance(features, StreamedFeatures):
+    if model.takes_streams:
         return model.logits(features)  # type: ignore[arg-type]
-    blocks = [model.logits(block) for block, _ in features.blocks()]
-    return np.concatenate(blocks)
+    return map_rows(model.logits, features)
 
 
 def check_rows(

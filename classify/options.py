@@ -56,6 +56,13 @@ tensorboard_option = click.option(
     "--tensorboard", is_flag=True, help="Write RUN/tensorboard too. Needs the extra `tensorboard`."
 )
 
+memory_limit_option = click.option(
+    "--memory-limit",
+    metavar="SIZE",
+    help="What features may take of memory, such as 2GB: where they would take more than half of "
+    "it, they are read again in each pass, shuffled in windows.  [default: what is available]",
+)
+
 left_out_options = together(
     click.option(
         "--verify",

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +19,8 @@ from numpy.typing import NDArray
 from sklearn.preprocessing import StandardScaler
 
 from data_cache.cache import FeatureCache
+from data_cache.console import say
+from data_cache.memory import available_bytes, parse_size
 from data_cache.recipe import Recipe
 from data_cache.rows import Rows
 
@@ -25,6 +28,10 @@ _MOST_BLOCK_ROWS = 8192
 _MOST_SHUFFLE_BLOCK = 1024
 _BLOCKS_IN_A_WINDOW = 16
 _Result = TypeVar("_Result")
+_Value = TypeVar("_Value", bound=np.generic)
+
+Places = NDArray[np.int64] | slice
+"""Positions of rows, (m,), or the slice that they are."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +53,36 @@ class Budget:
         window = max(1, self.n_bytes // (8 * 4 * n_features))
         block = max(1, min(_MOST_SHUFFLE_BLOCK, window // _BLOCKS_IN_A_WINDOW))
         return WindowShuffle(block, window // block * block)
+
+    def facts(self, n_features: int) -> dict[str, int]:
+        """Return what decides the order of streamed rows, and so what is learned from them."""
+        return {"n_bytes": self.n_bytes, **asdict(self.shuffle(n_features))}
+
+
+def streaming_budget(
+    cache: FeatureCache, splits: Iterable[str], memory_limit: str | None
+) -> Budget | None:
+    """Return what features of splits may take of memory where they are streamed, and say so.
+
+    That is half of ``memory_limit``, a size such as ``2GB``, by default of what is available; None
+    where they take no more than that, and so are read whole.
+
+    Raises
+    ------
+    ParameterError
+        The limit is no size.
+    """
+    n_bytes = available_bytes() if memory_limit is None else parse_size(memory_limit)
+    needed = 4 * cache.n_features * sum(map(cache.n_rows, splits))
+    if needed <= n_bytes // 2:
+        return None
+    budget = Budget(n_bytes // 2)
+    window = budget.shuffle(cache.n_features).window_rows
+    say(
+        f"Features are streamed: those of {cache.path.name} take {needed / 1e9:,.3g} GB, more than "
+        f"half of {n_bytes / 1e9:,.3g} GB; shuffled in windows of {window:,} rows"
+    )
+    return budget
 
 
 @dataclass(frozen=True)
@@ -115,7 +152,7 @@ class StreamedFeatures:
         positions = np.concatenate([self.positions, other.positions + n_before])
         return StreamedFeatures((*self.splits, *other.splits), positions, self.budget)
 
-    def read(self, rows: NDArray[np.int64] | slice) -> NDArray[np.float32]:
+    def read(self, rows: Places) -> NDArray[np.float32]:
         """Return the features of ``rows`` ((m,) positions among the n), (m, d) float32.
 
         Raises
@@ -136,18 +173,39 @@ class StreamedFeatures:
             start = stop
         return features
 
-    def blocks(self) -> Iterator[tuple[NDArray[np.float32], slice]]:
-        """Yield the features in order, some rows at a time, and which rows; read ahead."""
+    def blocks(self) -> Iterator[tuple[NDArray[np.float32], Places]]:
+        """Yield all features, some rows at a time, and which rows; read ahead.
+
+        Rows come as they lie in the cache: any other order would read it many times over.
+        """
         n, size = len(self), self.budget.block_rows(self.shape[1])
-        places = [slice(start, min(start + size, n)) for start in range(0, n, size)]
+        slices = (slice(start, min(start + size, n)) for start in range(0, n, size))
+        places = [one if self._as_stored is None else self._as_stored[one] for one in slices]
         yield from zip(read_ahead(self.read, places), places, strict=True)
+
+    def in_order(self) -> Iterator[NDArray[np.float32]]:
+        """Yield all features in the order of the rows, some rows at a time; read ahead."""
+        n, size = len(self), self.budget.block_rows(self.shape[1])
+        yield from read_ahead(self.read, (slice(at, at + size) for at in range(0, n, size)))
 
     def epoch(
         self, shuffle: WindowShuffle, seed: int, number: int
     ) -> Iterator[tuple[NDArray[np.float32], NDArray[np.int64]]]:
-        """Yield the rows of an epoch window by window, shuffled: features and positions."""
+        """Yield the rows of an epoch window by window, shuffled: features and positions.
+
+        Blocks that the shuffle keeps together are of rows that lie together in the cache.
+        """
         windows = shuffle.windows(seed, number, len(self))
+        if self._as_stored is not None:
+            windows = (self._as_stored[rows] for rows in windows)
         yield from read_ahead(lambda rows: (self.read(rows), rows), windows)
+
+    @cached_property
+    def _as_stored(self) -> NDArray[np.int64] | None:
+        """The rows, (n,), in the order in which they lie in the cache; None where they do."""
+        if (np.diff(self.positions) >= 0).all():
+            return None
+        return np.argsort(self.positions, kind="stable")
 
 
 @dataclass(frozen=True)
@@ -193,12 +251,27 @@ Features = NDArray[np.float32] | StreamedFeatures
 """Features (n, d), in memory or on disk."""
 
 
-def feature_blocks(features: Features) -> Iterator[tuple[NDArray[np.float32], slice]]:
-    """Yield features (n, d) in order with their rows: in one piece where they are in memory."""
+def feature_blocks(features: Features) -> Iterator[tuple[NDArray[np.float32], Places]]:
+    """Yield features (n, d) with their rows: in one piece where they are in memory."""
     if isinstance(features, StreamedFeatures):
         yield from features.blocks()
     else:
         yield features, slice(0, len(features))
+
+
+def map_rows(
+    function: Callable[[NDArray[np.float32]], NDArray[_Value]], features: Features
+) -> NDArray[_Value]:
+    """Return what ``function`` makes of features, a row of (n, ...) for each, in their order."""
+    if not isinstance(features, StreamedFeatures):
+        return function(features)
+    mapped = None
+    for block, rows in features.blocks():
+        found = function(block)
+        if mapped is None:
+            mapped = np.empty((len(features), *found.shape[1:]), found.dtype)
+        mapped[rows] = found
+    return function(features.read(slice(0))) if mapped is None else mapped
 
 
 def fit_scaler(features: Features) -> StandardScaler:

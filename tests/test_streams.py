@@ -20,6 +20,7 @@ from sklearn.preprocessing import StandardScaler, normalize
 from classify.heads.dense import DenseHead
 from classify.probes import (
     PROBES,
+    KernelRidgeProbe,
     LogisticRegressionProbe,
     NearestMeanProbe,
     NeighborsProbe,
@@ -192,6 +193,7 @@ def test_the_streamed_gradient_is_that_of_finite_differences(streamed: StreamedF
         NearestMeanProbe(),
         NearestMeanProbe(shrinkage=0.3),
         NeighborsProbe(n_neighbors=7),
+        KernelRidgeProbe(alpha=1e-3, n_landmarks=60),
     ],
     ids=lambda probe: f"{probe.kind}",
 )
@@ -228,10 +230,18 @@ def test_streamed_neighbors_are_scikit_learns(streamed: StreamedFeatures) -> Non
     assert np.abs(normalize(queries)).max() <= 1
 
 
-def test_streamed_neighbors_cannot_be_saved(streamed: StreamedFeatures, tmp_path: Path) -> None:
-    probe = NeighborsProbe().fit(streamed, blobs(N, 0)[1])
-    with pytest.raises(ParameterError, match="more than the memory limit"):
-        probe.save(tmp_path / "n.npz")
+def test_streamed_neighbors_are_saved_as_those_in_memory(
+    streamed: StreamedFeatures, tmp_path: Path
+) -> None:
+    X, y = blobs(N, 0)
+    backwards = np.arange(N)[::-1]
+    NeighborsProbe(n_neighbors=7).fit(streamed[backwards], y[::-1]).save(tmp_path / "beyond.npz")
+    NeighborsProbe(n_neighbors=7).fit(X[::-1], y[::-1]).save(tmp_path / "within.npz")
+    with np.load(tmp_path / "beyond.npz") as beyond, np.load(tmp_path / "within.npz") as within:
+        assert beyond.files == within.files
+        for name in within.files:
+            np.testing.assert_array_equal(beyond[name], within[name])
+    assert NeighborsProbe.load(tmp_path / "beyond.npz").n_neighbors == 7
 
 
 def test_memory_stays_within_the_budget_whatever_the_rows(folder: Path) -> None:
@@ -294,12 +304,6 @@ def test_train_head_streams_what_would_take_more_than_half_of_the_limit(
     assert logistic[0]["n_rows_for_C"] < logistic[1]["n_rows_for_C"] == told[1]["n_train"]
     assert abs(logistic[0]["test_accuracy"] - logistic[1]["test_accuracy"]) < 0.03
     assert abs(told[0]["test_accuracy"] - told[1]["test_accuracy"]) < 0.06
-
-
-def test_folds_refuse_what_is_streamed(path: Path, tmp_path: Path) -> None:
-    result = command(path, tmp_path / "run", "--folds", "3", "--memory-limit", "20KB")
-    assert result.exit_code == 2
-    assert "--folds needs features in memory" in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,14 @@
 """Candidates: every probe on every cache, tuned, refitted and measured without the test's labels.
 
-One cache is in memory at a time, and of the fitted models only the best so far.
+The features of one cache are in memory at a time, or streamed, and of the fitted models only the
+best so far.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,6 +22,7 @@ from classify.estimators import LogitsClassifier
 from classify.probes import PROBES, TriedPoint
 from classify.selection.division import Part
 from classify.selection.folds import draw_folds
+from classify.streams import Features
 from data_cache.console import progress
 
 
@@ -84,8 +87,10 @@ class Field:
     model: LogitsClassifier
 
 
-def fit_candidates(shared: SharedRows, options: CompareOptions) -> Field:
+def fit_candidates(shared: SharedRows, options: CompareOptions, streams: ExitStack) -> Field:
     """Fit every probe to every cache; choose the winner.
+
+    Caches whose features are streamed stay open until ``streams`` ends: the winner may need its.
 
     Raises
     ------
@@ -94,7 +99,7 @@ def fit_candidates(shared: SharedRows, options: CompareOptions) -> Field:
     TrainingError
         A head diverged.
     """
-    fitted, by = _fitted(shared, options), options.select_by
+    fitted, by = _fitted(shared, options, streams), options.select_by
     n_all = len(shared.entrants) * len(options.probes)
     with progress("Fitting probes", total=n_all, unit="probes") as advance:
         winner, kept = next(fitted)
@@ -109,7 +114,7 @@ def fit_candidates(shared: SharedRows, options: CompareOptions) -> Field:
 
 
 def _fitted(
-    shared: SharedRows, options: CompareOptions
+    shared: SharedRows, options: CompareOptions, streams: ExitStack
 ) -> Iterator[tuple[Candidate, LogitsClassifier]]:
     """Yield every candidate with its model."""
     training = shared.division.training
@@ -117,7 +122,7 @@ def _fitted(
         training.labels, training.groups, n_folds=options.n_folds, seed=options.seed
     )
     for entrant in shared.entrants:
-        rows = shared.read(entrant)
+        rows = shared.read(entrant, streams)
         for probe in options.probes:
             name = shared.model_name(entrant, probe)
             task = _Task(name, entrant, rows, fold_of, len(shared.classes), options)
@@ -174,7 +179,7 @@ class _Task:
                 yield logits.argmax(axis=1)
 
 
-def _pair(part: Part) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+def _pair(part: Part) -> tuple[Features, NDArray[np.int64]]:
     """Return features and labels as probes take them."""
     return part.features, part.labels
 

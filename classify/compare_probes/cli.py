@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from classify.options import output_options, row_options
+from classify.options import memory_limit_option, output_options, row_options
 from data_cache.console import Command
 
 _COUNT = click.IntRange(min=1)
@@ -59,6 +59,7 @@ _COUNT = click.IntRange(min=1)
     help="Models of each probe that draws anything, to show how far the seed moves it. All of "
     "them count as scored on the test.",
 )
+@memory_limit_option
 @row_options
 def compare_probes(
     caches: tuple[Path, ...],

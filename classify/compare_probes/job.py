@@ -6,6 +6,7 @@ Every choice is made, and every candidate's test logits are there, before the te
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from classify.compare_probes.candidates import Candidate, Field, fit_candidates
@@ -44,17 +45,25 @@ def compare_probes(
     with clock.time("read"):
         shared = share_rows(caches, options)
     find_baseline(options.baseline, _names(shared, options), "")
-    found = fit_candidates(shared, options)
-    temperatures = {one.name: one.out_of_fold.temperature() for one in found.candidates}
-    with clock.time("test"):
-        tested = None
-        if shared.test is not None:
-            tested = _test(shared.test, shared, found, temperatures, (options, output))
-    comparison = ProbeComparison(options, shared, found, temperatures, tested)
-    with runs.new_run(output, overwrite=overwrite) as folder:
-        write_comparison(folder, comparison, clock)
-        write_report(folder, output.name)
+    with ExitStack() as streams:
+        found = fit_candidates(shared, options, streams)
+        with clock.time("test"):
+            comparison = _look_at_the_test(shared, found, options, output)
+        with runs.new_run(output, overwrite=overwrite) as folder:
+            write_comparison(folder, comparison, clock)
+            write_report(folder, output.name)
     return load_run(output)
+
+
+def _look_at_the_test(
+    shared: SharedRows, found: Field, options: CompareOptions, output: Path
+) -> ProbeComparison:
+    """Fit the temperatures, and score every candidate once unless the test is left alone."""
+    temperatures = {one.name: one.out_of_fold.temperature() for one in found.candidates}
+    tested = None
+    if shared.test is not None:
+        tested = _test(shared.test, shared, found, temperatures, (options, output))
+    return ProbeComparison(options, shared, found, temperatures, tested)
 
 
 def _names(shared: SharedRows, options: CompareOptions) -> dict[str, str]:

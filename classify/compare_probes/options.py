@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from classify.probes import PROBES, Tuning
-from classify.train_head.job import RowOptions
+from classify.train_head.job import StreamOptions
 from data_cache.errors import ParameterError
 
 SelectBy = Literal["accuracy", "log_loss"]
 
 
 @dataclass(frozen=True)
-class CompareOptions(RowOptions):
+class CompareOptions(StreamOptions):
     """Which probes, how they are chosen, and what is measured.
 
     Attributes
@@ -44,6 +44,7 @@ class CompareOptions(RowOptions):
     n_seeds: int = 1
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_probes(self.probes)
         if self.select_by not in get_args(SelectBy):
             raise ParameterError(f"select_by is {self.select_by!r}: expected accuracy or log_loss")

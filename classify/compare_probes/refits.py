@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import clone
 
-from classify.estimators import LogitsClassifier
+from classify.estimators import LogitsClassifier, logits_of
 from classify.heads.batches import TrainingData
 from classify.heads.dense import DenseHead
 from classify.heads.many import train_many_heads
@@ -19,6 +19,7 @@ from classify.probes import LogisticRegressionProbe, TriedPoint
 from classify.probes.tuning import measure
 from classify.selection.division import Part
 from classify.selection.folds import ALWAYS_TRAINED
+from classify.streams import Features
 
 UNKNOWN = -np.inf
 """The logit of a class that a model never saw."""
@@ -62,12 +63,10 @@ def refit(probe: LogitsClassifier, rows: Part, n_classes: int) -> LogitsClassifi
     return fresh.fit(rows.features, rows.labels)
 
 
-def all_logits(
-    model: LogitsClassifier, features: NDArray[np.float32], n_classes: int
-) -> NDArray[np.float32]:
-    """Return logits (n, k) with a column for every class there is."""
+def all_logits(model: LogitsClassifier, features: Features, n_classes: int) -> NDArray[np.float32]:
+    """Return logits (n, k) of features (n, d), with a column for every class there is."""
     logits = np.full((len(features), n_classes), UNKNOWN, np.float32)
-    logits[:, model.classes_] = model.logits(features)
+    logits[:, model.classes_] = logits_of(model, features)
     return logits
 
 

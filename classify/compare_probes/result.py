@@ -187,6 +187,10 @@ def _origin(comparison: ProbeComparison) -> dict[str, Any]:
         "classes": facts.classes,
         "cache": str(facts.path),
         "caches": {one.name: str(one.facts.path) for one in comparison.shared.entrants},
+        "streamed": {
+            one.name: one.budget and one.budget.facts(one.n_features)
+            for one in comparison.shared.entrants
+        },
         "recipe": asdict(facts.recipe),
         "provenance": asdict(facts.provenance),
         "versions": package_versions(),

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +16,8 @@ from classify.results.training import CacheFacts
 from classify.selection.division import TRAINING_SPLIT, VALIDATION_SPLIT, Division, Part, divide
 from classify.selection.leakage import LeftOut, rows_to_leave_out
 from classify.selection.sealed_test import SealedTest, find_test_split
-from classify.train_head.job import RowOptions
+from classify.streams import Budget, Features, StreamedFeatures, streaming_budget
+from classify.train_head.job import RowOptions, StreamOptions
 from data_cache.cache import FeatureCache
 from data_cache.console import say, warn
 from data_cache.errors import CacheError, ParameterError
@@ -30,11 +33,25 @@ class Entrant:
     name : its file's name without the suffix, with folders in front where that is not enough
     facts : what a run keeps of it
     order : for each split that takes part, where its rows are in the first cache's order, (n,)
+    n_features : of a row
+    budget : what features may take of memory where they are streamed, None where they are not
     """
 
     name: str
     facts: CacheFacts
     order: Mapping[str, NDArray[np.int64]]
+    n_features: int
+    budget: Budget | None
+
+    def features(self, cache: FeatureCache, split: str, rows: NDArray[np.int64] | slice) -> Any:
+        """Return the features of rows of a split, counted as the first cache does: (m, d).
+
+        They are in memory, or streamed from the cache, which must stay open then.
+        """
+        places = self.order[split][rows]
+        if self.budget is None:
+            return cache.take(split, places)
+        return StreamedFeatures.of(cache, split, self.budget)[places]
 
 
 @dataclass(frozen=True)
@@ -43,7 +60,7 @@ class ReadRows:
 
     training: Part
     validation: Part
-    test: NDArray[np.float32] | None
+    test: Features | None
 
     @cached_property
     def labeled(self) -> Part:
@@ -77,19 +94,18 @@ class SharedRows:
         """Return what a probe on a cache is called: by the cache too where there are several."""
         return f"{entrant.name}:{probe}" if len(self.entrants) > 1 else probe
 
-    def read(self, entrant: Entrant) -> ReadRows:
-        """Read the features that a cache has of the rows; it is closed again then."""
+    def read(self, entrant: Entrant, streams: ExitStack) -> ReadRows:
+        """Read the features that a cache has of the rows, or stream them until ``streams`` ends."""
         division = self.division
         chosen_from = TRAINING_SPLIT if division.drawn else VALIDATION_SPLIT
-        with FeatureCache.open(entrant.facts.path) as cache:
-
-            def features(split: str, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-                return cache.take(split, entrant.order[split][rows])
-
-            training = features(TRAINING_SPLIT, division.training.features)
-            validation = features(chosen_from, division.validation.features)
-            split = self.test and self.test.split
-            test = features(split, np.arange(len(entrant.order[split]))) if split else None
+        split = self.test and self.test.split
+        with ExitStack() as opened:
+            cache = opened.enter_context(FeatureCache.open(entrant.facts.path))
+            training = entrant.features(cache, TRAINING_SPLIT, division.training.features)
+            validation = entrant.features(cache, chosen_from, division.validation.features)
+            test = entrant.features(cache, split, slice(None)) if split else None
+            if entrant.budget is not None:
+                streams.push(opened.pop_all())
         return ReadRows(
             replace(division.training, features=training),
             replace(division.validation, features=validation),
@@ -152,7 +168,7 @@ def share_rows_of_seeds(
                 split = find_test_split(cache, options.test_split)
                 first = _read_first(cache, _splits(cache, options, split))
             _check_splits(cache, _splits(cache, options, split), first)
-            entrants.append(_enter(name, cache, first))
+            entrants.append(_enter(name, cache, first, options))
             left_out |= rows_to_leave_out(
                 cache, split, drop_leaks=options.drop_leaks, exclude=options.exclude
             )
@@ -212,11 +228,14 @@ def _check_splits(cache: FeatureCache, splits: Sequence[str], first: _Positions)
         )
 
 
-def _enter(name: str, cache: FeatureCache, first: _Positions) -> Entrant:
+def _enter(name: str, cache: FeatureCache, first: _Positions, options: RowOptions) -> Entrant:
     """Return a cache as an entrant, after holding its rows against those of the first."""
     order = {split: _aligned(cache, split, first) for split in first.splits}
     facts = CacheFacts(cache.path, cache.classes, cache.recipe, cache.provenance)
-    return Entrant(name, facts, order)
+    budget = None
+    if isinstance(options, StreamOptions):
+        budget = streaming_budget(cache, order, options.memory_limit)
+    return Entrant(name, facts, order, cache.n_features, budget)
 
 
 def _aligned(cache: FeatureCache, split: str, first: _Positions) -> NDArray[np.int64]:

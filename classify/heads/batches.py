@@ -8,9 +8,10 @@ all rates share one draw.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +21,14 @@ from sklearn.utils.class_weight import compute_sample_weight
 
 from classify.heads.dense import dropout_seed, epoch_order
 from classify.heads.spec import HeadSpec
+from classify.streams import (
+    Features,
+    StreamedFeatures,
+    WindowShuffle,
+    cut_batches,
+    fit_scaler,
+    map_rows,
+)
 from data_cache.errors import DataError
 
 _VALUES_AT_ONCE = 2**23
@@ -31,11 +40,12 @@ class TrainingData:
 
     Attributes
     ----------
-    features : (n, d) float32
+    features : (n, d) float32, in memory or streamed
     labels : (n,) integers, positions among the classes
     n_classes : k
-    validation_features : (m, d) float32
+    validation_features : (m, d) float32, in memory or streamed
     validation_labels : (m,) integers
+    shuffle : how epochs are ordered; None as a whole, or of streamed rows as their budget allows
 
     Raises
     ------
@@ -43,11 +53,12 @@ class TrainingData:
         The labels are all of one class, or not as many as the rows.
     """
 
-    features: NDArray[np.float32]
+    features: Features
     labels: NDArray[np.integer]
     n_classes: int
-    validation_features: NDArray[np.float32]
+    validation_features: Features
     validation_labels: NDArray[np.integer]
+    shuffle: WindowShuffle | None = None
 
     def __post_init__(self) -> None:
         n = len(self.labels)
@@ -59,22 +70,52 @@ class TrainingData:
     @cached_property
     def scaler(self) -> StandardScaler:
         """The mean and the standard deviation of each feature; 1 for one that never varies."""
-        return StandardScaler().fit(self.features)
+        return fit_scaler(self.features)
 
     @cached_property
     def balanced_weights(self) -> NDArray[np.float32]:
         """The weight of each row, (n,), that gives every class the same: n / (k * its rows)."""
         return compute_sample_weight("balanced", self.labels).astype(np.float32)
 
-    @cached_property
-    def standardized_validation(self) -> NDArray[np.float32]:
-        """The validation features, standardized with the training rows' statistics."""
-        return self.standardized(self.validation_features)
+    def on_validation(
+        self, function: Callable[[NDArray[np.float32]], NDArray[np.float32]], *, standardize: bool
+    ) -> NDArray[np.float32]:
+        """Return what ``function`` makes of the validation features, a row (m, ...) for each.
+
+        They may be standardized with the training rows' statistics.
+        """
+        if not standardize:
+            return map_rows(function, self.validation_features)
+        if isinstance(self.validation_features, StreamedFeatures):
+            return map_rows(lambda one: function(self.standardized(one)), self.validation_features)
+        return function(self._standardized_validation)
 
     def standardized(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return features (n, d) with mean 0 and standard deviation 1 over the training rows."""
         mean, scale = self.scaler.mean_, self.scaler.scale_
         return (features - mean.astype(np.float32)) / scale.astype(np.float32)
+
+    def epoch(
+        self, seed: int, number: int, batch_size: int
+    ) -> Iterator[tuple[NDArray[np.float32], NDArray[np.int64]]]:
+        """Yield the batches of an epoch, from 0: features (b, d) and positions (b,)."""
+        n = len(self.labels)
+        if isinstance(self.features, StreamedFeatures):
+            shuffle = self.shuffle or self.features.budget.shuffle(self.features.shape[1])
+            windows = self.features.epoch(shuffle, seed, number)
+            for features, rows in cut_batches(windows, batch_size):
+                yield features, rows
+            return
+        order = self.shuffle.order if self.shuffle else epoch_order
+        rows = order(seed, number, n)
+        for start in range(0, n, batch_size):
+            batch = rows[start : start + batch_size]
+            yield self.features[batch], batch
+
+    @cached_property
+    def _standardized_validation(self) -> NDArray[np.float32]:
+        """The validation features in memory, standardized."""
+        return self.standardized(self.validation_features)  # type: ignore[arg-type]
 
 
 class InputView(NamedTuple):
@@ -143,34 +184,33 @@ class Batches:
 
     def stretches(self) -> Iterator[Stretch]:
         """Yield all steps of all epochs in order, as many at a time as fit some 32 MiB."""
-        n = len(self._data.labels)
-        starts = range(0, n, self._batch_size)
+        n_steps = -(-len(self._data.labels) // self._batch_size)
         values = self._batch_size * self._data.features.shape[1] * len(self._inputs)
         together = max(1, _VALUES_AT_ONCE // values)
         for epoch in range(self._n_epochs):
-            order = epoch_order(self._seed, epoch, n)
-            for first in range(0, len(starts), together):
-                batches = [
-                    self._batch(epoch * len(starts) + number, order[start:][: self._batch_size])
-                    for number, start in list(enumerate(starts))[first : first + together]
-                ]
-                yield Stretch(batches, 0 if first + together < len(starts) else epoch + 1)
+            rows = self._data.epoch(self._seed, epoch, self._batch_size)
+            numbered = enumerate(rows, epoch * n_steps)
+            for first in range(0, n_steps, together):
+                batches = [self._batch(*one) for one in islice(numbered, together)]
+                yield Stretch(batches, 0 if first + together < n_steps else epoch + 1)
 
-    def _batch(self, n_before: int, rows: NDArray[np.int64]) -> Batch:
-        """Return the batch of ``rows`` that ``n_before`` steps precede."""
+    def _batch(
+        self, n_before: int, features_and_rows: tuple[NDArray[np.float32], NDArray[np.int64]]
+    ) -> Batch:
+        """Return the batch of features (b, d) and positions (b,) that ``n_before`` precede."""
+        raw, rows = features_and_rows
         return Batch(
             n_before + 1,
             self._data.labels[rows],
             self._data.balanced_weights[rows],
-            self._masked_features(n_before, rows),
+            self._masked_features(n_before, raw),
             self._hidden_masks(n_before, len(rows)),
         )
 
     def _masked_features(
-        self, n_before: int, rows: NDArray[np.int64]
+        self, n_before: int, raw: NDArray[np.float32]
     ) -> dict[InputView, NDArray[np.float32]]:
         """Return the inputs of each view."""
-        raw = self._data.features[rows]
         seen = {False: raw}
         if any(view.standardize for view in self._inputs):
             seen[True] = self._data.standardized(raw)

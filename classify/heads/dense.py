@@ -29,8 +29,8 @@ from classify.streams import (
     StreamedFeatures,
     WindowShuffle,
     cut_batches,
-    feature_blocks,
     fit_scaler,
+    map_rows,
 )
 from data_cache.console import import_keras
 from data_cache.errors import DataError, ParameterError, TrainingError
@@ -284,8 +284,7 @@ class DenseHead(LogitsClassifier):
 
     def _validate(self, rows: _Rows) -> dict[str, float]:
         """Return the loss and the accuracy on validation rows."""
-        blocks = (self._logits(block) for block, _ in feature_blocks(rows.features))
-        logits = np.concatenate(list(blocks))
+        logits = map_rows(self._logits, rows.features)
         return {
             "val_loss": metrics.log_loss(rows.codes, logits),
             "val_accuracy": metrics.accuracy(rows.codes, logits.argmax(axis=1)),

@@ -29,10 +29,12 @@ from classify.heads.dense import initial_weights_seed
 from classify.heads.spec import HeadSpec
 from classify.heads.stack import Dense, HeadStack
 from classify.statistics import metrics
+from classify.streams import StreamedFeatures
 from data_cache.console import Advance, import_keras
 from data_cache.cores import n_cores
 
 _VALUES_IN_A_TILE = 2**18
+_MOST_BYTES = 2**30
 _BYTES_PER_WEIGHT = 16
 """The weight, Adam's two moments and the gradient."""
 
@@ -61,17 +63,18 @@ def train_many_heads(
     data: TrainingData,
     *,
     n_threads: int | None = None,
-    memory: int = 2**30,
+    memory: int | None = None,
     advance: Advance | None = None,
 ) -> Iterator[tuple[int, TrainedHead]]:
     """Train a head for each configuration; yield its position in ``specs`` and the head.
 
     Heads come in the order in which they are done. ``n_threads`` is by default the number of
-    cores; ``memory``, in bytes, is about what the heads trained at one time may take. ``advance``
-    is told of every epoch of every head; epochs that a head is spared count when it stops. A head
-    whose weights overflow goes on with NaN and costs the others nothing.
+    cores; ``memory``, in bytes, is about what the heads trained at one time may take, by default 1
+    GiB, or what streamed features may take where that is less. ``advance`` is told of every epoch
+    of every head; epochs that a head is spared count when it stops. A head whose weights overflow
+    goes on with NaN and costs the others nothing.
     """
-    for members in _groups(specs, data, memory):
+    for members in _groups(specs, data, memory or _memory(data)):
         yield from _train_group(members, data, n_threads or n_cores(), advance)
 
 
@@ -81,6 +84,13 @@ def logits_of(layers: Sequence[Dense], features: NDArray[np.float32]) -> NDArray
     for hidden_kernel, hidden_bias in hidden:
         features = np.maximum(features @ hidden_kernel + hidden_bias, 0)
     return features @ kernel + bias
+
+
+def _memory(data: TrainingData) -> int:
+    """Return how many bytes the heads trained at one time may take by default."""
+    features = data.features
+    n_bytes = features.budget.n_bytes if isinstance(features, StreamedFeatures) else _MOST_BYTES
+    return min(n_bytes, _MOST_BYTES)
 
 
 class _Member(NamedTuple):
@@ -103,11 +113,7 @@ class _Tile:
     def __init__(self, members: Sequence[_Member], data: TrainingData) -> None:
         self.members = tuple(members)
         self._data = data
-        self._validation = (
-            data.standardized_validation
-            if members[0].spec.standardize
-            else data.validation_features
-        )
+        self._standardize = members[0].spec.standardize
         self._stack = HeadStack(
             [spec for _, spec in members], _initial_kernels(members[0].spec, data)
         )
@@ -123,9 +129,9 @@ class _Tile:
         watched = [spec.patience is not None or spec.epochs == epoch for _, spec in self.members]
         if not any(watched):
             return []
-        logits = self._stack.logits(self._validation)
+        logits = self._data.on_validation(self._stack.logits, standardize=self._standardize)
         for number in compress(range(len(watched)), watched):
-            self._remember(number, epoch, np.ascontiguousarray(logits[number].T))
+            self._remember(number, epoch, np.ascontiguousarray(logits[:, number]))
         ends = [self._ends(member, epoch) for member in self.members]
         done = [
             (position, self._best.pop(position).head)

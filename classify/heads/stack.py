@@ -115,13 +115,13 @@ class HeadStack:
                     layer.descend(gradient, self._rates, batch.step)
 
     def logits(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return every head's logits (h, k, n) of features (n, d), scaled as the inputs are."""
+        """Return every head's logits (n, h, k) of features (n, d), scaled as the inputs are."""
         first, *others = (layer.weights for layer in self._layers)
         scores = _rows(first)[:, :-1] @ features.T + _rows(first)[:, -1:]
         scores = scores.reshape(len(self), -1, len(features))
         for weights in others:
             scores = weights[:, :, :-1] @ np.maximum(scores, 0) + weights[:, :, -1:]
-        return scores
+        return scores.transpose(2, 0, 1)
 
     def _set_columns(self) -> None:
         """Lay out what differs between heads as columns, (h, 1, 1) or (h, 1)."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from zipfile import BadZipFile
+from typing import IO
+from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,11 +19,32 @@ Shapes = Mapping[str, tuple[str, ...]]
 """The shape of each array, its lengths by name; lengths of one name are equal, none is 0."""
 
 
-def save_arrays(path: Path, kind: str, arrays: Mapping[str, NDArray]) -> None:
+@dataclass(frozen=True)
+class RowsToWrite:
+    """An array (n, d) float32 that is written as its rows come, some at a time."""
+
+    shape: tuple[int, int]
+    blocks: Iterable[NDArray[np.float32]]
+
+
+def save_arrays(path: Path, kind: str, arrays: Mapping[str, NDArray | RowsToWrite]) -> None:
     """Write arrays to ``path``, with the kind of probe and the version of the format."""
-    with path.open("wb") as stream:
-        header = {"kind": np.array(kind), "version": np.array(FORMAT_VERSION)}
-        np.savez(stream, allow_pickle=False, **header, **arrays)
+    header = {"kind": np.array(kind), "version": np.array(FORMAT_VERSION)}
+    with path.open("wb") as stream, ZipFile(stream, "w") as archive:
+        for name, array in {**header, **arrays}.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                _write_array(member, array)
+
+
+def _write_array(member: IO[bytes], array: NDArray | RowsToWrite) -> None:
+    """Write an array as NumPy's own format has it."""
+    if not isinstance(array, RowsToWrite):
+        np.lib.format.write_array(member, array, allow_pickle=False)
+        return
+    header = {"descr": "<f4", "fortran_order": False, "shape": array.shape}
+    np.lib.format.write_array_header_1_0(member, header)
+    for block in array.blocks:
+        member.write(block.astype("<f4").tobytes())
 
 
 def load_arrays(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -14,10 +14,11 @@ from scipy.linalg import cho_factor, cho_solve
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from classify.estimators import LogitsClassifier
+from classify.estimators import LogitsClassifier, check_rows, logits_of
 from classify.probes.arrays import load_arrays, save_arrays
 from classify.probes.linear import check_targets, expect_positive, refuse_one_class
 from classify.probes.tuning import Rows, TriedPoint, TunedProbe, Tuning, choose, measure
+from classify.streams import Places, StreamedFeatures, feature_blocks, fit_scaler, map_rows
 from data_cache.errors import ParameterError
 
 KERNEL_GAMMAS: tuple[float, ...] = (0.5, 1.0, 2.0)
@@ -83,8 +84,10 @@ class KernelRidgeProbe(LogitsClassifier):
         self.temperature = temperature
         self.seed = seed
 
-    def fit(self, X: ArrayLike, y: ArrayLike) -> Self:
-        """Fit to features ``X`` (n, d) and labels ``y`` (n,); return self.
+    def fit(self, X: ArrayLike | StreamedFeatures, y: ArrayLike) -> Self:
+        """Fit to features ``X`` (n, d), perhaps streamed, and labels ``y`` (n,); return self.
+
+        Of streamed features the landmarks alone are in memory.
 
         Raises
         ------
@@ -95,7 +98,7 @@ class KernelRidgeProbe(LogitsClassifier):
         DataError
             ``y`` has one class only.
         """
-        features, labels = validate_data(self, X, y, dtype=[np.float32, np.float64])
+        features, labels = check_rows(self, X, y, dtype=[np.float32, np.float64])
         check_targets(labels)
         refuse_one_class(labels)
         expect_positive(self, "gamma", "alpha", "temperature")
@@ -166,22 +169,28 @@ class NormalEquations:
 
 @dataclass(frozen=True, eq=False)
 class KernelSystem:
-    """Training rows (n, d), standardized, their labels (n,), and landmarks (m, d) among them."""
+    """Training rows (n, d), their labels (n,), and landmarks (m, d) among them, standardized.
 
-    rows: NDArray[np.float32]
+    Rows in memory are standardized too; those that are streamed are, block by block, by ``scaler``.
+    """
+
+    rows: Any
     labels: NDArray
     landmarks: NDArray[np.float32]
     scaler: StandardScaler
 
     @classmethod
-    def of(cls, features: NDArray, labels: NDArray, n_landmarks: int, seed: int) -> Self:
+    def of(cls, features: Any, labels: NDArray, n_landmarks: int, seed: int) -> Self:
         """Standardize training rows and draw landmarks; all rows where there are no more."""
-        scaler = StandardScaler().fit(features)
-        rows = scaler.transform(features).astype(np.float32)
-        if len(rows) <= n_landmarks:
-            return cls(rows, labels, rows, scaler)
-        drawn = np.random.default_rng(seed).choice(len(rows), n_landmarks, replace=False)
-        return cls(rows, labels, rows[np.sort(drawn)], scaler)
+        scaler, n = fit_scaler(features), len(labels)
+        drawn = np.arange(n)
+        if n > n_landmarks:
+            drawn = np.sort(np.random.default_rng(seed).choice(n, n_landmarks, replace=False))
+        if isinstance(features, StreamedFeatures):
+            landmarks = map_rows(partial(_standardized, scaler), features[drawn])
+            return cls(features, labels, landmarks, scaler)
+        rows = _standardized(scaler, features)
+        return cls(rows, labels, rows[drawn], scaler)
 
     @cached_property
     def classes(self) -> NDArray:
@@ -191,7 +200,7 @@ class KernelSystem:
     @cached_property
     def mean_target(self) -> NDArray[np.float64]:
         """The mean target of each class, (k,)."""
-        return self._targets.mean(axis=0)
+        return 2 * np.unique(self.labels, return_counts=True)[1] / len(self.labels) - 1
 
     def at(self, gamma: float) -> NormalEquations:
         """Return the normal equations for a kernel.
@@ -201,28 +210,41 @@ class KernelSystem:
         exponent = gamma / self._median_distance
         among = np.concatenate(list(_kernels(self.landmarks, self.landmarks, exponent)))
         among = among.astype(np.float64)
-        targets = self._targets - self.mean_target
-        if len(self.rows) == len(self.landmarks):
+        if len(self.labels) == len(self.landmarks):
+            targets = self._targets(slice(None)) - self.mean_target
             return NormalEquations(exponent, among, np.eye(len(among)), targets, len(targets))
-        left, right = np.zeros_like(among), np.zeros((len(among), targets.shape[1]))
-        start = 0
-        for kernel in _kernels(self.rows, self.landmarks, exponent):
-            wide = kernel.astype(np.float64)
-            left += wide.T @ wide
-            right += wide.T @ targets[start : start + len(wide)]
-            start += len(wide)
-        return NormalEquations(exponent, left, among, right, len(targets))
+        left, right = np.zeros_like(among), np.zeros((len(among), len(self.classes)))
+        for kernel, rows in self._kernel_blocks(exponent):
+            left += kernel.T @ kernel
+            right += kernel.T @ (self._targets(rows) - self.mean_target)
+        return NormalEquations(exponent, left, among, right, len(self.labels))
 
-    @cached_property
-    def _targets(self) -> NDArray[np.float64]:
-        """1 in the column of each row's class, -1 in the others, (n, k)."""
-        return np.where(self.labels[:, None] == self.classes, 1.0, -1.0)
+    def _kernel_blocks(
+        self, exponent: float
+    ) -> Iterator[tuple[NDArray[np.float64], NDArray[np.int64]]]:
+        """Yield the kernel matrix of all rows and landmarks, some rows at a time, and which."""
+        positions = np.arange(len(self.labels))
+        for block, places in feature_blocks(self.rows):
+            is_streamed, start = isinstance(self.rows, StreamedFeatures), 0
+            rows = _standardized(self.scaler, block) if is_streamed else block
+            for kernel in _kernels(rows, self.landmarks, exponent):
+                yield kernel.astype(np.float64), positions[places][start:][: len(kernel)]
+                start += len(kernel)
+
+    def _targets(self, rows: Places) -> NDArray[np.float64]:
+        """Return 1 in the column of each row's class, -1 in the others, (m, k)."""
+        return np.where(self.labels[rows][:, None] == self.classes, 1.0, -1.0)
 
     @cached_property
     def _median_distance(self) -> float:
         """The median squared distance of landmarks from some of them; 1 where that is 0."""
         some = self.landmarks[:: max(1, len(self.landmarks) // 256)]
         return float(np.median(_squared_distances(some, self.landmarks))) or 1.0
+
+
+def _standardized(scaler: StandardScaler, features: NDArray) -> NDArray[np.float32]:
+    """Return features (n, d), standardized, as float32."""
+    return scaler.transform(features).astype(np.float32, copy=False)
 
 
 def _kernels(
@@ -270,7 +292,7 @@ def tune_kernel_ridge(
         normal = system.at(gamma)
         for alpha in penalties:
             probe.set_params(gamma=gamma, alpha=alpha).solve_with(system, normal)
-            logits = probe.logits(validation[0])
+            logits = logits_of(probe, validation[0])
             found = {"gamma": gamma, "alpha": alpha}
             points.append(measure(found, logits, probe.classes_, validation[1]))
     best = points[choose(points, tuning.select_by)]

@@ -16,7 +16,7 @@ from sklearn.preprocessing import StandardScaler
 from classify.estimators import check_rows, logits_of
 from classify.probes.linear import LinearProbe, check_targets, expect_positive, refuse_one_class
 from classify.probes.tuning import Rows, TunedProbe, Tuning, choose, measure
-from classify.streams import feature_blocks, fit_scaler
+from classify.streams import Places, feature_blocks, fit_scaler
 from data_cache.errors import DataError, ParameterError
 
 SHRINKAGES: tuple[float, ...] = (1.0, 0.7, 0.5, 0.3, 0.2, 0.1, 0.05, 0.02, 0.01, 0.003, 0.001)
@@ -148,7 +148,7 @@ class ClassMeans:
         values, vectors = eigh(products / len(self.labels), driver="evd")
         return values.clip(min=0), vectors
 
-    def _standardized(self) -> Iterator[tuple[NDArray[np.float64], slice]]:
+    def _standardized(self) -> Iterator[tuple[NDArray[np.float64], Places]]:
         """Yield the features, standardized, some rows at a time."""
         for block, rows in feature_blocks(self.features):
             yield self.scaler.transform(block.astype(np.float64, copy=False)), rows

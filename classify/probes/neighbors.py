@@ -12,7 +12,7 @@ from sklearn.preprocessing import normalize
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from classify.estimators import LogitsClassifier, check_rows
-from classify.probes.arrays import load_arrays, save_arrays
+from classify.probes.arrays import RowsToWrite, load_arrays, save_arrays
 from classify.probes.linear import check_targets, expect_positive, refuse_one_class
 from classify.probes.tuning import Rows, TunedProbe, Tuning, choose, measure
 from classify.streams import StreamedFeatures
@@ -136,24 +136,20 @@ class NeighborsProbe(LogitsClassifier):
     def save(self, path: Path) -> None:
         """Write the arrays classes, rows, codes and settings (the parameters) to an ``.npz``.
 
-        Raises
-        ------
-        ParameterError
-            The rows were streamed: they do not fit in memory, and so could not be read back.
+        Rows that are streamed are read once more, and written as they come; what reads the file
+        has to hold them all.
         """
         check_is_fitted(self)
-        if isinstance(self.rows_, StreamedFeatures):
-            raise ParameterError(
-                f"the {len(self.codes_):,} training rows that neighbors keeps are more than the "
-                "memory limit: choose another probe, or give a larger --memory-limit"
-            )
+        rows = self.rows_
+        if isinstance(rows, StreamedFeatures):
+            rows = RowsToWrite(rows.shape, map(normalize, rows.in_order()))
         settings = np.array([self.n_neighbors, self.vote_temperature, self.temperature], np.float64)
         save_arrays(
             path,
             self.kind,
             {
                 "classes": self.classes_,
-                "rows": self.rows_,
+                "rows": rows,
                 "codes": self.codes_,
                 "settings": settings,
             },
@@ -178,6 +174,7 @@ class NeighborsProbe(LogitsClassifier):
     def _nearest_streamed(self, rows: NDArray[np.float32], n_neighbors: int) -> Neighbors:
         """Return the nearest of training rows that are read block by block."""
         best = _Nearest(np.empty((len(rows), 0), np.float32), np.empty((len(rows), 0), np.int64))
+        positions = np.arange(len(self.codes_))
         for block, place in self.rows_.blocks():
             unit = normalize(block)
             n_rows = max(1, _VALUES_AT_ONCE // len(unit))
@@ -185,7 +182,7 @@ class NeighborsProbe(LogitsClassifier):
                 _nearest(rows[at : at + n_rows], unit, min(n_neighbors, len(unit)))
                 for at in range(0, len(rows), n_rows)
             ]
-            best = best.merge(found, place.start, n_neighbors)
+            best = best.merge(found, positions[place], n_neighbors)
         return self._named(best)
 
     def _named(self, nearest: _Nearest) -> Neighbors:
@@ -199,10 +196,12 @@ class _Nearest(NamedTuple):
     similarities: NDArray[np.float32]
     positions: NDArray[np.int64]
 
-    def merge(self, later: Sequence[_Nearest], start: int, n_neighbors: int) -> _Nearest:
-        """Return the nearest of these and of others, whose positions count from ``start``."""
+    def merge(
+        self, later: Sequence[_Nearest], places: NDArray[np.int64], n_neighbors: int
+    ) -> _Nearest:
+        """Return the nearest of these and of others, whose positions count among ``places``."""
         near = np.concatenate([one.similarities for one in later])
-        positions = np.concatenate([one.positions for one in later]) + start
+        positions = places[np.concatenate([one.positions for one in later])]
         return _sorted(
             np.concatenate([self.similarities, near], axis=1),
             np.concatenate([self.positions, positions], axis=1),

@@ -16,7 +16,7 @@ from sklearn.utils.class_weight import compute_sample_weight
 from classify.estimators import check_rows, logits_of
 from classify.probes.linear import LinearProbe, check_targets, expect_positive, refuse_one_class
 from classify.probes.tuning import Rows, TunedProbe, Tuning, choose, measure
-from classify.streams import StreamedFeatures, feature_blocks, fit_scaler
+from classify.streams import Places, StreamedFeatures, feature_blocks, fit_scaler
 
 RIDGE_PENALTIES: tuple[float, ...] = tuple(float(f"{10 ** (n / 2):.3g}") for n in range(-12, 5))
 """The penalties that :func:`tune_ridge` tries, smallest first, two a decade."""
@@ -154,7 +154,7 @@ class RidgeSystem:
         values, vectors = eigh(gram, driver="evd")
         return values.clip(min=0), vectors, vectors.T @ cross
 
-    def _standardized(self) -> Iterator[tuple[NDArray[np.float64], slice]]:
+    def _standardized(self) -> Iterator[tuple[NDArray[np.float64], Places]]:
         """Yield the features, standardized, some rows at a time."""
         for block, rows in feature_blocks(self.features):
             yield self.scaler.transform(block.astype(np.float64, copy=False)), rows

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
@@ -111,7 +112,8 @@ def _fitted(
     units: Sequence[tuple[Unit, str]], shared: SharedRows, entrant: Entrant
 ) -> Iterator[Cell]:
     """Yield the cells of one cache and seed."""
-    rows = shared.read(entrant)
+    with ExitStack() as streams:
+        rows = shared.read(entrant, streams)
     for unit, key in units:
         try:
             yield _fit(unit, key, rows, len(shared.classes))

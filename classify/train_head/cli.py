@@ -7,7 +7,14 @@ from typing import Any
 
 import click
 
-from classify.options import COUNT, OPEN_SHARE, row_options, run_options, tensorboard_option
+from classify.options import (
+    COUNT,
+    OPEN_SHARE,
+    memory_limit_option,
+    row_options,
+    run_options,
+    tensorboard_option,
+)
 from data_cache.console import Command
 
 
@@ -119,12 +126,7 @@ from data_cache.console import Command
     help="Not worse: accuracy less the champion's, on the same rows, is above minus this with 95% "
     "confidence (one-sided, Tango's interval).",
 )
-@click.option(
-    "--memory-limit",
-    metavar="SIZE",
-    help="What features may take of memory, such as 2GB: where they would take more than half of "
-    "it, they are read again in each epoch, shuffled in windows.  [default: what is available]",
-)
+@memory_limit_option
 @tensorboard_option
 @row_options
 @click.pass_context

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from classify.estimators import logits_of
 from classify.heads.batches import TrainingData
 from classify.heads.many import TrainedHead, train_many_heads
 from classify.heads.spec import HeadSpec
@@ -134,7 +135,7 @@ class _Fold:
         path = choose_logistic(fitting, choosing, class_weight)
         probe = refit_logistic(path, self.training)
         logits = np.full((len(self.held_out), self.n_classes), -np.inf)
-        logits[:, probe.classes_] = probe.logits(self.held_out.features)
+        logits[:, probe.classes_] = logits_of(probe, self.held_out.features)
         return _Fitted(logits, C=probe.C)
 
 

@@ -33,7 +33,7 @@ from classify.selection.leakage import LeftOut, rows_to_leave_out
 from classify.selection.sealed_test import SealedTest, find_test_split
 from classify.statistics.calibration import fit_temperature
 from classify.statistics.scoring import known_codes, score
-from classify.streams import Budget, Splits, StreamedSplits
+from classify.streams import Budget, Splits, StreamedSplits, streaming_budget
 from classify.train_head.champion import CHAMPION, Champion, open_champion
 from classify.train_head.comparison import compare
 from classify.train_head.cross_validation import cross_validate
@@ -44,7 +44,7 @@ from classify.train_head.warm_start import WarmStart, check_unlearned, open_warm
 from data_cache.cache import FeatureCache
 from data_cache.console import import_keras, progress, say
 from data_cache.errors import ParameterError
-from data_cache.memory import available_bytes, parse_size
+from data_cache.memory import parse_size
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,29 @@ class RowOptions:
 
 
 @dataclass(frozen=True)
-class TrainingOptions(HeadSpec, RowOptions):
+class StreamOptions(RowOptions):
+    """Which rows of a cache do what, and how many of their features are in memory at a time.
+
+    Attributes
+    ----------
+    memory_limit : what features may take of memory, such as ``2GB``; where they would take more
+        than half of it they are streamed. By default what is available
+
+    Raises
+    ------
+    ParameterError
+        The limit is no size.
+    """
+
+    memory_limit: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.memory_limit is not None:
+            parse_size(self.memory_limit)
+
+
+@dataclass(frozen=True)
+class TrainingOptions(HeadSpec, StreamOptions):
     """What a user may choose: the Dense head's configuration, and which rows do what.
 
     ``class_weight`` also holds for the cross-check.
@@ -90,8 +112,6 @@ class TrainingOptions(HeadSpec, RowOptions):
         :mod:`classify.train_head.champion`; ``champion_margin``, within (0, 1), is how much less
         accurate still counts as not worse
     tensorboard : write the Dense head's curves for TensorBoard too
-    memory_limit : what features may take of memory, such as ``2GB``; where they would take more
-        than half of it they are streamed. By default what is available
 
     Raises
     ------
@@ -106,12 +126,10 @@ class TrainingOptions(HeadSpec, RowOptions):
     champion: str | None = None
     champion_margin: float = 0.01
     tensorboard: bool = False
-    memory_limit: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.memory_limit is not None:
-            parse_size(self.memory_limit)
+        StreamOptions.__post_init__(self)
         check_refit(self.refit, no_test=self.no_test)
         self._check_predecessors()
         if self.n_folds is None and self.n_repeats != 1:
@@ -237,7 +255,7 @@ def finish(
         scores = None if test is None else score_test(test, fitted, job.output, champion)
     facts = {**asdict(options), **(more_metrics or {})}
     width = job.division.training.features.shape[1]
-    facts["streamed"] = None if job.budget is None else _streamed_facts(job.budget, width)
+    facts["streamed"] = job.budget and job.budget.facts(width)
     if champion and scores:
         facts["champion"] = champion.facts(scores.labels, scores.contest(fitted.selected))
     result = TrainingResult(job.cache, facts, job.division, fitted, scores)
@@ -249,11 +267,6 @@ def finish(
         result.write(folder, job.clock)
         write_report(folder, job.output.name)
     return load_run(job.output)
-
-
-def _streamed_facts(budget: Budget, n_features: int) -> dict[str, int]:
-    """Return what decides the order of streamed rows, and so the head."""
-    return {"n_bytes": budget.n_bytes, **asdict(budget.shuffle(n_features))}
 
 
 def fit_models(job: Job, options: TrainingOptions) -> FittedModels:
@@ -312,26 +325,12 @@ def score_test(
 
 
 def _budget(cache: FeatureCache, options: RowOptions, test_split: str | None) -> Budget | None:
-    """Return what features may take of memory where they are streamed, and say so; or None."""
+    """Return what features may take of memory where they are streamed; or None."""
     if not isinstance(options, TrainingOptions):
         return None
-    limit = options.memory_limit
-    n_bytes = available_bytes() if limit is None else parse_size(limit)
     used = {TRAINING_SPLIT, VALIDATION_SPLIT, None if options.no_test else test_split}
-    n_rows = sum(cache.n_rows(split) for split in used & set(cache.split_names) if split)
-    needed = 4 * n_rows * cache.n_features
-    if needed <= n_bytes // 2:
-        return None
-    sizes = f"{needed / 1e9:,.3g} GB, more than half of {n_bytes / 1e9:,.3g} GB"
-    if options.n_folds is not None:
-        raise ParameterError(
-            f"--folds needs features in memory, and they take {sizes}: leave it out, or give a "
-            "larger --memory-limit"
-        )
-    budget = Budget(n_bytes // 2)
-    window = budget.shuffle(cache.n_features).window_rows
-    say(f"Features are streamed: they take {sizes}; shuffled in windows of {window:,} rows")
-    return budget
+    splits = [split for split in cache.split_names if split in used]
+    return streaming_budget(cache, splits, options.memory_limit)
 
 
 def _predecessors(cache: Splits, options: RowOptions, test_split: str | None) -> Predecessors:

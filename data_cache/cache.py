@@ -210,8 +210,7 @@ class FeatureCache:
             group = self._group(split)
             content = self._column(group, "content")
             if not self.storage.sharded:
-                rows = np.arange(len(content))
-                yield StoredRows(self.path, f"{split}/features", content, rows, self.n_features)
+                yield StoredRows(self.path, f"{split}/features", content, None, self.n_features)
                 continue
             which, rows = self._column(group, "shard"), self._column(group, "shard_row")
             for at in groups_of(which):

@@ -499,7 +499,8 @@ class CacheUpdate:
         stock = self._stock_of_shards()
         n_used = np.zeros(len(stock.places), np.int64)
         for rows in manifest.splits.values():
-            n_used += np.bincount(stock.locate(rows.content)[0], minlength=len(n_used))
+            for _, which, _ in stock.locate(rows.content):
+                n_used += np.bincount(which, minlength=len(n_used))
         return [self.parts.shards[shard] for shard in np.flatnonzero(n_used)]
 
     def _drop_shards(self, manifest: Manifest) -> None:

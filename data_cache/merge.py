@@ -122,9 +122,10 @@ def bind_parts(
     """
     folder = parts_folder(path)
     found = read_records(folder)
-    if path.exists() and not folder.exists():
+    if path.exists() and not found:
         with FeatureCache.open(path) as cache:
-            return tuple(row.image for row in cache.bad_rows())
+            if not cache.unbound_shards():
+                return tuple(row.image for row in cache.bad_rows())
     records = complete_set(path, found)
     strays = [one for one in found if one.listing.cut != records[0].listing.cut]
     if strays:

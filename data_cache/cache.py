@@ -23,7 +23,7 @@ from data_cache.digests import split_context
 from data_cache.errors import CacheCorruptError, CacheError, CacheFormatError
 from data_cache.hdf5 import decode_texts, naming_damage, open_hdf5, read_rows, read_slice
 from data_cache.identity import check_format, read_attribute, read_provenance, read_recipe
-from data_cache.layout import UNLABELED, Storage
+from data_cache.layout import SHARD_PATTERN, UNLABELED, Storage, parts_folder
 from data_cache.proof import sound_rows
 from data_cache.recipe import Provenance, Recipe
 from data_cache.rows import BadImage, Manifest, Rows
@@ -210,13 +210,16 @@ class FeatureCache:
             group = self._group(split)
             content = self._column(group, "content")
             if not self.storage.sharded:
-                rows = np.arange(len(content))
-                yield StoredRows(self.path, f"{split}/features", content, rows, self.n_features)
+                yield StoredRows(self.path, f"{split}/features", content, None, self.n_features)
                 continue
             which, rows = self._column(group, "shard"), self._column(group, "shard_row")
             for at in groups_of(which):
                 shard = self.shards[which[at[0]]]
                 yield StoredRows(shard, "features", content[at], rows[at], self.n_features)
+
+    def unbound_shards(self) -> set[Path]:
+        """Return the finished shards beside the cache that it does not name."""
+        return set(parts_folder(self.path).glob(SHARD_PATTERN)) - set(self.shards)
 
     def sound_rows(self, split: str) -> NDArray[np.bool_]:
         """Return which rows of a split are proven by the digest of their block, as (n,) bool.

@@ -50,30 +50,37 @@ class KeyIndex:
     needs no copy of them. Each find is confirmed on the key itself. Keys of one hash that differ,
     which chance alone never brings about, are sorted as they are.
 
+    A key takes 12 bytes, or 16 where there are 2**31 or more, and while they are sorted twice that.
+
     Attributes
     ----------
-    first : (m,) int64, the position of each different key, in no order
+    first : (m,) int32 or int64, the position of each different key, in no order
     """
 
     def __init__(self, keys: NDArray[np.bytes_]) -> None:
         self._keys = keys
         hashes = _hashes(keys)
-        order = np.argsort(hashes)
-        self._sorted = hashes[order]
-        starts = np.flatnonzero(np.append(True, self._sorted[1:] != self._sorted[:-1])[: len(keys)])
-        self.first: NDArray[np.int64] = order
+        self.first: NDArray[np.signedinteger] = _narrow(np.argsort(hashes))
+        self._sorted = hashes[self.first]
         self._is_exact = False
-        if len(starts) < len(keys):
-            self._merge_equal(order, starts)
+        again = np.flatnonzero(self._sorted[1:] == self._sorted[:-1]) + 1
+        if len(again):
+            self._merge_equal(again)
 
-    def _merge_equal(self, order: NDArray[np.int64], starts: NDArray[np.int64]) -> None:
-        """Keep the first of the keys of one hash, which is the one they all are."""
-        lengths = np.diff(np.append(starts, len(order)))
-        self.first = np.minimum.reduceat(order, starts)
-        repeated = np.repeat(lengths > 1, lengths)
-        firsts = np.repeat(self.first[lengths > 1], lengths[lengths > 1])
-        if (self._keys[order[repeated]] == self._keys[firsts]).all():
-            self._sorted = self._sorted[starts]
+    def _merge_equal(self, again: NDArray[np.int64]) -> None:
+        """Keep the first of the keys of one hash, which is the one they all are.
+
+        ``again`` are the positions in the order whose hash is that of the one before.
+        """
+        starts = np.flatnonzero(np.diff(again, prepend=-1) != 1)
+        heads = again[starts] - 1
+        others = self.first[again]
+        firsts = np.minimum(self.first[heads], np.minimum.reduceat(others, starts))
+        all_firsts = np.repeat(firsts, np.diff(np.append(starts, len(again))))
+        same = self._keys[self.first[heads]] == self._keys[firsts]
+        if same.all() and (self._keys[others] == self._keys[all_firsts]).all():
+            self.first[heads] = firsts
+            self.first, self._sorted = np.delete(self.first, again), np.delete(self._sorted, again)
         else:
             self._is_exact = True
             self._exact, self.first = np.unique(self._keys, return_index=True)
@@ -96,6 +103,11 @@ class KeyIndex:
         candidates = self.first[at]
         is_found = self._keys[candidates] == keys[order]
         found[order[is_found]] = candidates[is_found]
+
+
+def _narrow(positions: NDArray[np.int64]) -> NDArray[np.signedinteger]:
+    """Return positions, each below their number, in half the bytes where those suffice."""
+    return positions if len(positions) > np.iinfo(np.int32).max else positions.astype(np.int32)
 
 
 def _hashes(keys: NDArray[np.bytes_]) -> NDArray[np.uint64]:

@@ -24,6 +24,7 @@
     │   └── CacheFullError         (OSError)           no room left to write
     ├── OutputExistsError      (FileExistsError)   a result that would be overwritten
     ├── OutputError            (OSError)           a place where nothing can be written
+    │   └── OutputFullError                            no room left for a result
     ├── DataError              (ValueError)        labels or features that cannot be learnt from
     ├── ParameterError         (ValueError)        a parameter out of its range
     ├── RunError               (ValueError)        a run folder that is missing or not whole
@@ -150,6 +151,12 @@ class OutputExistsError(HeadstartError, FileExistsError):
 
 class OutputError(HeadstartError, OSError):
     """A file or folder that cannot be created where it was asked for."""
+
+
+class OutputFullError(OutputError):
+    """The file system has no room left for a result."""
+
+    exit_code = 1
 
 
 class DataError(HeadstartError, ValueError):

@@ -9,7 +9,7 @@ from pathlib import Path
 from data_cache.bound import BadRow
 from data_cache.cache import FeatureCache
 from data_cache.errors import CacheCorruptError, CacheError, CacheFormatError, OutputError
-from data_cache.files import refuse_folder
+from data_cache.files import refuse_existing, refuse_folder
 from data_cache.hdf5 import naming_damage, open_hdf5
 from data_cache.layout import FORMAT, Storage, parts_folder
 from data_cache.parts import recipe_mismatch
@@ -84,6 +84,20 @@ def refuse_other_file(path: Path, *, overwrite: bool) -> None:
         raise CacheFormatError(
             f"{path} is not a feature cache: choose another --output, or remove it yourself"
         )
+
+
+def refuse_output(path: Path, *, overwrite: bool) -> None:
+    """See that a cache of its own can be written at ``path``, before any work is done for it.
+
+    Raises
+    ------
+    OutputError, CacheFormatError
+        It is a folder, a URL, or a file that is no cache, which no option replaces.
+    OutputExistsError
+        It is a cache, and ``overwrite`` is false.
+    """
+    refuse_other_file(path, overwrite=True)
+    refuse_existing(path, overwrite=overwrite)
 
 
 def _is_cache(path: Path) -> bool:

@@ -34,6 +34,8 @@ def export(path: Path, output: Path, *, overwrite: bool = False) -> int:
         ``output`` ends otherwise, or pyarrow, which parquet needs, is not installed.
     OutputExistsError
         ``output`` exists and ``overwrite`` is false.
+    OutputFullError
+        There is no room left for ``output``.
     """
     writers: Mapping[str, Callable[[FeatureCache, Path], None]] = {
         ".npz": _write_npz,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
@@ -11,10 +12,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from data_cache.errors import OutputError, OutputExistsError
+from data_cache.errors import OutputError, OutputExistsError, OutputFullError
 
 TEMPORARY_MARK = ".tmp-"
 """In the name of every file that is not finished; such a file is never read."""
+
+FULL = frozenset({errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)})
+"""What the system says where a disk, or a quota of it, is full."""
 
 
 @contextmanager
@@ -29,6 +33,8 @@ def whole_file(path: Path) -> Iterator[Path]:
     ------
     OutputError
         Nothing can be created there, or a folder has the name; the body has not run then.
+    OutputFullError
+        The disk, or a quota of it, became full.
     """
     temporary = temporary_name(path)
     refuse_folder(path)
@@ -36,14 +42,15 @@ def whole_file(path: Path) -> Iterator[Path]:
         temporary.parent.mkdir(parents=True, exist_ok=True)
         temporary.touch()
         temporary.unlink()  # what writes it may take a file that is there for one to go on with
-    try:
-        yield temporary
-        sync(temporary)
-        temporary.replace(path)
-        sync(path.parent)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with naming_full_disk(path):
+        try:
+            yield temporary
+            sync(temporary)
+            temporary.replace(path)
+            sync(path.parent)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
 
 
 @contextmanager
@@ -56,17 +63,20 @@ def whole_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
         ``path`` exists and ``overwrite`` is false; nothing has been written then.
     OutputError
         Nothing can be created there.
+    OutputFullError
+        The disk, or a quota of it, became full.
     """
     refuse_existing(path, overwrite=overwrite)
     temporary = temporary_name(path)
     with naming_output(path):
         temporary.mkdir(parents=True)
-    try:
-        yield temporary
-        _swap_in(temporary, path)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+    with naming_full_disk(path):
+        try:
+            yield temporary
+            _swap_in(temporary, path)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
 
 
 def refuse_existing(path: Path, *, overwrite: bool) -> None:
@@ -102,6 +112,22 @@ def naming_output(path: Path) -> Iterator[None]:
     except OSError as error:
         raise OutputError(
             f"{path} cannot be written ({error.strerror or error}): choose another place for it"
+        ) from error
+
+
+@contextmanager
+def naming_full_disk(path: Path) -> Iterator[None]:
+    """Turn what the system says of a full disk into :class:`OutputFullError`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        folder = path.absolute().parent
+        free = shutil.disk_usage(folder).free
+        raise OutputFullError(
+            f"no room left to write {path}: {free / 1e6:,.1f} MB are free in {folder}, which is "
+            "not enough; free some there, or choose another place, and run the same command again"
         ) from error
 
 

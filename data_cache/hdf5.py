@@ -181,7 +181,8 @@ def write_column(
 ) -> None:
     """Write a column of one value or one vector a row, with fletcher32 on every chunk."""
     if values.dtype.kind == "S":
-        values = values.astype(text_dtype(values.dtype.itemsize))
+        text = text_dtype(values.dtype.itemsize)
+        values = values.astype(text, copy=False).view(text)  # astype alone may lose the encoding
     column = create_column(group, name, values.shape, values.dtype, n_chunk_rows, **options)
     column[...] = values
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from data_cache.digests import array_digest, as_content
 from data_cache.errors import DataError, SourceError
-from data_cache.files import refuse_existing
+from data_cache.existing import refuse_output
 from data_cache.hdf5 import encode_texts
 from data_cache.recipe import Provenance, Recipe
 from data_cache.rows import Manifest, Rows
@@ -47,8 +47,10 @@ def import_features(
         A feature is NaN or infinite.
     OutputExistsError
         ``output`` exists and ``overwrite`` is false.
+    CacheFormatError
+        ``output`` exists and is no cache.
     """
-    refuse_existing(output, overwrite=overwrite)
+    refuse_output(output, overwrite=overwrite)
     features = _load_features(features_file)
     labels = _load_labels(labels_file, len(features))
     content = as_content([array_digest(row) for row in features])

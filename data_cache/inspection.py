@@ -10,7 +10,7 @@ import numpy as np
 
 from data_cache.cache import FeatureCache
 from data_cache.errors import CacheError, HeadstartError
-from data_cache.layout import SHARD_PATTERN, Storage, parts_folder
+from data_cache.layout import Storage
 from data_cache.recipe import Provenance, Recipe
 from data_cache.rows import BadImage
 from data_cache.seal import is_sealed
@@ -68,7 +68,6 @@ def inspect(path: Path) -> Inspection:
     Raises as :meth:`FeatureCache.open` does, for what it reads.
     """
     with FeatureCache.open(path, check="never") as cache:
-        shards = set(parts_folder(path).glob(SHARD_PATTERN)) - set(cache.shards)
         files = [path, *(shard for shard in cache.shards if shard.exists())]
         return Inspection(
             path=path,
@@ -81,7 +80,7 @@ def inspect(path: Path) -> Inspection:
             splits={split: _summarize(cache, split) for split in cache.split_names},
             bad_images=tuple(row.image for row in cache.bad_rows()),
             n_shards=len(cache.shards),
-            n_unbound_shards=len(shards),
+            n_unbound_shards=len(cache.unbound_shards()),
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -104,9 +104,14 @@ def relabel(rows: Rows, names: tuple[str, ...], classes: tuple[str, ...]) -> Row
     return Rows(rows.ids, numbers[rows.labels], rows.content, rows.groups)
 
 
-def all_keys(manifest: Manifest) -> NDArray[np.bytes_]:
-    """Return the contents of every split, one after the other."""
-    contents = [rows.content for rows in manifest.splits.values()]
+def all_keys(
+    manifest: Manifest, chosen: Mapping[str, NDArray[np.int64]] | None = None
+) -> NDArray[np.bytes_]:
+    """Return the contents of every split, one after the other; where ``chosen``, of those rows."""
+    splits = manifest.splits
+    contents = [rows.content for rows in splits.values()]
+    if chosen is not None:
+        contents = [splits[split].content[rows] for split, rows in chosen.items()]
     if len(contents) == 1:
         return as_keys(contents[0])
     return as_keys(np.concatenate([np.empty((0, 32), np.uint8), *contents]))

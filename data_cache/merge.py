@@ -16,7 +16,7 @@ from data_cache.cache import FeatureCache
 from data_cache.console import warn
 from data_cache.digests import KeyIndex, as_keys
 from data_cache.errors import CacheError, RecipeMismatchError
-from data_cache.files import refuse_existing
+from data_cache.existing import refuse_output
 from data_cache.layout import parts_folder
 from data_cache.leaks import LeakReport, exact_duplicates
 from data_cache.manifests import concatenate, relabel, without
@@ -81,8 +81,10 @@ def merge(
         float16 and another float32.
     OutputExistsError
         ``output`` exists and ``overwrite`` is false.
+    CacheFormatError
+        ``output`` exists and is no cache.
     """
-    refuse_existing(output, overwrite=overwrite)
+    refuse_output(output, overwrite=overwrite)
     with ExitStack() as stack:
         caches = [stack.enter_context(FeatureCache.open(path)) for path in paths]
         _check_recipes(caches)
@@ -122,9 +124,10 @@ def bind_parts(
     """
     folder = parts_folder(path)
     found = read_records(folder)
-    if path.exists() and not folder.exists():
+    if path.exists() and not found:
         with FeatureCache.open(path) as cache:
-            return tuple(row.image for row in cache.bad_rows())
+            if not cache.unbound_shards():
+                return tuple(row.image for row in cache.bad_rows())
     records = complete_set(path, found)
     strays = [one for one in found if one.listing.cut != records[0].listing.cut]
     if strays:

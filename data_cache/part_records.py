@@ -216,9 +216,7 @@ def _incomplete(
     if recut:
         found += f", and {names_of(recut)} cut it into another number of parts"
     alike = f" with the options of {names_of(nearest)}" if foreign else ""
-    # A part with no news for the cache that is there leaves no record, so that one may never come.
-    whole = "; or run all of it without --part, which binds it" if path.exists() else ""
-    return CacheError(f"{path}: {found}: run --part {_some(lacking)} again{alike}{whole}")
+    return CacheError(f"{path}: {found}: run --part {_some(lacking)} again{alike}")
 
 
 def _some(names: Sequence[str]) -> str:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +16,13 @@ from data_cache.checking import Checking, check_whole
 from data_cache.digests import Content, KeyIndex, as_keys
 from data_cache.errors import CacheError, RecipeMismatchError
 from data_cache.files import TEMPORARY_MARK
-from data_cache.layout import SHARD_PATTERN, Storage, parts_folder
+from data_cache.layout import DIGEST_BYTES, SHARD_PATTERN, Storage, parts_folder
 from data_cache.recipe import Recipe
 from data_cache.shards import Shard, StoredRows, read_shard, write_shard
 
 _N_LOOKS = 40
 _LOOK_SECONDS = 0.25
+_NOTHING = np.empty((0, DIGEST_BYTES), np.uint8)
 
 
 class Parts:
@@ -51,11 +54,7 @@ class Parts:
         """
         paths = sorted(self.folder.glob(SHARD_PATTERN))
         check_whole(paths, check)
-        for path in paths:
-            try:
-                shard = read_shard(path, "never")
-            except FileNotFoundError:  # bound and dropped by another since it was listed
-                continue
+        for shard in pack(_read_all(paths)):
             is_ours = shard.recipe == self._recipe and dtype in {None, shard.storage.dtype}
             (self.shards if is_ours else self.foreign).append(shard)
 
@@ -155,6 +154,31 @@ class Parts:
         """Remove what a killed writer left under temporary names."""
         for path in self.folder.glob(f".*{TEMPORARY_MARK}*"):
             path.unlink(missing_ok=True)
+
+
+def _read_all(paths: Iterable[Path]) -> Iterator[Shard]:
+    """Yield the shards that are there."""
+    for path in paths:
+        with suppress(FileNotFoundError):  # bound and dropped by another since it was listed
+            yield read_shard(path, "never")
+
+
+def pack(shards: Iterable[Shard]) -> list[Shard]:
+    """Return shards whose contents lie in one array.
+
+    The many small arrays that they come in would leave holes in memory, which nothing fills, once
+    others share the contents.
+    """
+    packed, contents, lengths = [], bytearray(), [0]
+    for shard in shards:
+        contents += shard.stored.content.data
+        lengths.append(len(shard.stored.content))
+        packed.append(replace(shard, stored=replace(shard.stored, content=_NOTHING)))
+    content, edges = np.frombuffer(contents, np.uint8).reshape(-1, DIGEST_BYTES), np.cumsum(lengths)
+    return [
+        replace(shard, stored=replace(shard.stored, content=content[start:stop]))
+        for shard, (start, stop) in zip(packed, pairwise(edges.tolist()), strict=True)
+    ]
 
 
 def recipe_mismatch(path: Path, found: Recipe, wanted: Recipe) -> RecipeMismatchError:

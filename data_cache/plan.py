@@ -102,18 +102,19 @@ def missing_rows(
     manifest: Manifest, stock: Stock, bad_rows: Sequence[BadRow]
 ) -> dict[str, NDArray[np.int64]]:
     """Return, for each split, where a content without features appears for the first time."""
-    keys = all_keys(manifest)
-    first = np.zeros(len(keys), bool)
-    first[KeyIndex(keys).first] = True
     bad = np.array([row.content for row in bad_rows], "S32")
-    missing, start = {}, 0
+    without = {}
     for split, rows in manifest.splits.items():
-        here = first[start : start + len(rows)] & ~stock.has(rows.content)
+        here = ~stock.has(rows.content)
         if len(bad):
             here &= ~np.isin(as_keys(rows.content), bad)
-        missing[split] = np.flatnonzero(here).astype(np.int64)
-        start += len(rows)
-    return missing
+        without[split] = np.flatnonzero(here).astype(np.int64)
+    keys = all_keys(manifest, without)
+    is_first = np.zeros(len(keys), bool)
+    is_first[KeyIndex(keys).first] = True
+    ends = np.cumsum([len(rows) for rows in without.values()])[:-1]
+    parts = np.split(is_first, ends)
+    return {split: rows[part] for (split, rows), part in zip(without.items(), parts, strict=True)}
 
 
 def find_known_bad(manifest: Manifest, bad_rows: Sequence[BadRow]) -> tuple[BadRow, ...]:

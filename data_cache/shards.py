@@ -39,14 +39,14 @@ class StoredRows:
     path : the file
     dataset : name of its (N, d) data set of features
     content : (n, 32) uint8, the digests of what made the rows
-    rows : (n,) int64, where they are in the data set
+    rows : (n,) integers, where they are in the data set; None where they are all of it, in order
     n_features : d
     """
 
     path: Path
     dataset: str
     content: Content
-    rows: NDArray[np.int64]
+    rows: NDArray[np.integer] | None
     n_features: int
 
 
@@ -77,7 +77,7 @@ def write_shard(
         return read_shard(path)
     digest, image = _shard_bytes(recipe, content, features, storage)
     _write_again_if_cleared(path, image)
-    stored = StoredRows(path, "features", content, np.arange(len(content)), features.shape[1])
+    stored = StoredRows(path, "features", content, None, features.shape[1])
     return Shard(stored, recipe, storage, digest)
 
 
@@ -112,8 +112,7 @@ def read_shard(path: Path, check: Checking = "always") -> Shard:
     with open_hdf5(path) as file, naming_damage(str(path)):
         check_format(file, "shard")
         content = read_slice(file["content"], slice(None))
-        features = file["features"]
-        stored = StoredRows(path, "features", content, np.arange(len(content)), features.shape[1])
+        stored = StoredRows(path, "features", content, None, file["features"].shape[1])
         return Shard(stored, read_recipe(file), read_storage(file), seal.digest)
 
 

@@ -29,7 +29,6 @@ from data_cache.part import Part, PartListing
 from data_cache.part_records import (
     PartRecord,
     drop_records,
-    drop_strays,
     read_record,
     read_records,
     record_path,
@@ -319,8 +318,8 @@ class CacheUpdate:
     ) -> None:
         """Leave what is to be known of a part for the one who binds all parts.
 
-        Nothing is written where the bound cache has all of it already, or the same record is
-        there. A record that says otherwise is replaced, or gone.
+        A part without news for the bound cache leaves one too: without it, no one could tell such
+        a part from one that died. The same record, where it is there, stays as it is.
 
         Raises
         ------
@@ -330,13 +329,9 @@ class CacheUpdate:
         self.checkpoint()
         bad_rows = self._bad_rows(manifest, bad_images)
         contents = Contents(manifest, bad_rows, self.recipe, self._new_provenance())
-        record = PartRecord(listing, contents, self._storage)
-        if self._says(self._join(manifest, bad_images), bad_rows):
-            drop_strays(self.parts.folder, [one for one in self._records if not one.says(record)])
-            return
         n_bytes = sum(rows.ids.nbytes + rows.content.nbytes for rows in manifest.splits.values())
         with writing(self.path, n_bytes):
-            write_record(self.parts.folder, record)
+            write_record(self.parts.folder, PartRecord(listing, contents, self._storage))
 
     def _write_shard(self) -> None:
         """Write the rows that have waited longest, as many as a shard takes."""
@@ -499,7 +494,8 @@ class CacheUpdate:
         stock = self._stock_of_shards()
         n_used = np.zeros(len(stock.places), np.int64)
         for rows in manifest.splits.values():
-            n_used += np.bincount(stock.locate(rows.content)[0], minlength=len(n_used))
+            for _, which, _ in stock.locate(rows.content):
+                n_used += np.bincount(which, minlength=len(n_used))
         return [self.parts.shards[shard] for shard in np.flatnonzero(n_used)]
 
     def _drop_shards(self, manifest: Manifest) -> None:

@@ -70,8 +70,10 @@ def check_shard(shard: Path, digest: bytes) -> None:
 
 def shard_places(content: Content, stock: Stock) -> dict[str, NDArray[np.int32]]:
     """Return the columns that say where the features of (n, 32) contents are."""
-    which, rows = stock.locate(content)
-    return {"shard": which.astype(np.int32), "shard_row": rows.astype(np.int32)}
+    places = {name: np.empty(len(content), np.int32) for name in ("shard", "shard_row")}
+    for part, which, rows in stock.locate(content):
+        places["shard"][part], places["shard_row"][part] = which, rows
+    return places
 
 
 def create_virtual(
@@ -101,19 +103,16 @@ def create_virtual(
     if not shape[0]:
         group.create_dataset("features", shape, storage.dtype, fillvalue=np.nan)
         return
-    sources = {shard: _source(stock.places[shard], folder) for shard in np.unique(which)}
+    lengths = [len(store.content) for store in stock.stores()]
+    sources = [
+        h5py.VirtualSource(path.relative_to(folder).as_posix(), name, (n, stock.n_features))
+        for (path, name), n in zip(stock.places, lengths, strict=True)
+    ]
     layout = h5py.VirtualLayout(shape, storage.dtype)
     for start, stop in zip(starts, [*starts[1:], len(rows)], strict=True):
         first = int(rows[start])
         layout[start:stop] = sources[which[start]][first : first + stop - start]
     group.create_virtual_dataset("features", layout, fillvalue=np.nan)
-
-
-def _source(place: Place, folder: Path) -> h5py.VirtualSource:
-    """Return a shard as a source whose name is relative to the index's folder."""
-    with open_hdf5(place[0]) as file:
-        shape = file[place[1]].shape
-    return h5py.VirtualSource(place[0].relative_to(folder).as_posix(), place[1], shape=shape)
 
 
 def joined_statistics(

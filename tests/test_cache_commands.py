@@ -322,19 +322,24 @@ def test_merge_warns_of_images_that_came_to_be_in_two_splits(folder):
     assert run("merge", "a.h5", "--output", "d.h5").stderr == ""
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
-        ["merge", "a.h5", "--output", "mine.py", "--overwrite"],
-        ["import", "X.npy", "--labels", "y.csv", "--output", "mine.py", "--overwrite"],
-    ],
-    ids=lambda words: words[0],
-)
-def test_overwrite_replaces_no_file_that_is_no_cache(folder, words):
+@pytest.mark.parametrize("options", [[], ["--overwrite"]], ids=["plain", "overwrite"])
+@pytest.mark.parametrize("command", ["merge a.h5", "import X.npy --labels y.csv"])
+def test_foreign_file_in_the_way_is_refused_without_a_word_of_overwriting(folder, command, options):
     write_features(folder)
     (folder / "mine.py").write_text("mine")
-    assert "mine.py is not a feature cache" in run(*words, code=2).stderr
+    told = run(*command.split(), "--output", "mine.py", *options, code=2).stderr
+    assert "mine.py is not a feature cache: choose another --output" in told
+    assert "--overwrite" not in told
     assert (folder / "mine.py").read_text() == "mine"
+
+
+@pytest.mark.parametrize("command", ["merge a.h5", "import X.npy --labels y.csv"])
+def test_cache_in_the_way_is_replaced_as_the_refusal_says(folder, command):
+    write_features(folder)
+    update_cache(folder / "b.h5", manifest_of({"train": TEST}))
+    words = [*command.split(), "--output", "b.h5"]
+    assert "or replace it with --overwrite" in run(*words, code=2).stderr
+    run(*words, "--overwrite")
 
 
 def test_import_of_an_archive_that_was_cut_short_is_one_line(folder):

@@ -5,15 +5,25 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from collections import Counter
 
 import h5py
 import numpy as np
 import pytest
-from cache_tools import contents_of, fake_engine, manifest_of, update_cache
+from cache_tools import (
+    PROVENANCE,
+    RECIPE,
+    contents_of,
+    fake_engine,
+    manifest_of,
+    update_cache,
+)
 
 from data_cache.cache import FeatureCache
 from data_cache.errors import CacheCorruptError, CacheError
 from data_cache.layout import Storage, parts_folder
+from data_cache.merge import merge
+from data_cache.update import CacheUpdate, UpdateOptions
 
 SHARDED = {"storage": Storage(sharded=True), "shard_rows": 4}
 TRAIN = {f"ant/{k}.jpg": (f"ant{k}", "ant") for k in range(10)} | {
@@ -169,3 +179,40 @@ with h5py.File({str(path)!r}) as file:
     assert done.stdout.strip() == "1", "plain h5py reads NaN, and no error"
     contents = contents_of([f"content{k}" for k in range(200)])
     np.testing.assert_array_equal(np.load(tmp_path / "read.npy"), fake_engine(contents))
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_rows_of_caches_of_each_kind_are_brought_together_a_few_at_a_time(
+    tmp_path, monkeypatch, cache, sharded
+):
+    monkeypatch.setattr("data_cache.stock._LOCATED_AT_ONCE", 3)
+    more = manifest_of({"train": {f"cow/{k}.jpg": (f"cow{k}", "bee") for k in range(7)}})
+    update_cache(tmp_path / "more.h5", more)
+    merged = merge([tmp_path / "more.h5", cache], tmp_path / "all.h5", sharded=sharded)
+    assert len(merged) == len(MANIFEST) + len(more)
+    assert_holds(tmp_path / "all.h5", merged)
+
+
+def test_a_bind_opens_each_shard_to_find_it_and_to_join_its_statistics(tmp_path, monkeypatch):
+    content = MANIFEST.splits["train"].content[:10]
+    options = UpdateOptions(sharded=True, shard_rows=5)
+    with CacheUpdate.begin(tmp_path / "c.h5", RECIPE, PROVENANCE, options=options) as update:
+        update.append(content, fake_engine(content))
+    opened, open_file = Counter(), h5py.File
+    monkeypatch.setattr(
+        "h5py.File", lambda path, *args, **kw: opened.update([path]) or open_file(path, *args, **kw)
+    )
+    rows = manifest_of({"train": dict(list(TRAIN.items())[:10])})
+    with CacheUpdate.begin(tmp_path / "c.h5", RECIPE, PROVENANCE, options=options) as update:
+        assert update.plan(rows).n_missing == 0
+        update.bind(rows)
+    assert [opened[shard] for shard in parts_folder(tmp_path / "c.h5").iterdir()] == [2, 2]
+
+
+def test_contents_of_shards_lie_in_one_piece_of_memory(cache):
+    with CacheUpdate.begin(cache, RECIPE, PROVENANCE) as update:
+        contents = [shard.stored.content for shard in update.parts.shards]
+    starts = [content.ctypes.data for content in contents]
+    ends = [content.ctypes.data + content.nbytes for content in contents]
+    assert len(contents) == 3
+    assert starts[1:] == ends[:-1]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 
 import pytest
 
 from data_cache import files
-from data_cache.errors import OutputExistsError
+from data_cache.errors import OutputExistsError, OutputFullError
 from data_cache.files import file_digest, whole_file, whole_folder, write_all
 
 
@@ -38,6 +39,21 @@ def test_a_file_that_is_not_finished_leaves_the_old_one_and_no_trace(tmp_path, e
         stop()
     assert names_in(tmp_path) == ["a.txt"]
     assert (tmp_path / "a.txt").read_text() == "old"
+
+
+@pytest.mark.parametrize("whole", [whole_file, whole_folder])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_disk_that_becomes_full_is_told_and_leaves_no_trace(tmp_path, whole, number):
+    with pytest.raises(OutputFullError, match=r"no room left to write .*a: .* MB are free"):
+        fail_in(whole(tmp_path / "a"), OSError(number, "full"))
+    assert names_in(tmp_path) == []
+    with pytest.raises(OSError, match="Input/output error"):
+        fail_in(whole(tmp_path / "a"), OSError(errno.EIO, "Input/output error"))
+
+
+def fail_in(context, error):
+    with context:
+        raise error
 
 
 def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):

@@ -33,6 +33,7 @@ from extract.sources import SourceOptions, files, open_source
 
 N_PARTS = 3
 N_IMAGES = 40
+NEW_IMAGE = np.array([b"bee/new.png"])
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +63,13 @@ def run(source: Path, output: Path, *words: str) -> Result:
 def run_parts(source: Path, output: Path, *words: str) -> list[Result]:
     """Run every part, the last first."""
     return [run(source, output, "--part", f"{k}/{N_PARTS}", *words) for k in range(N_PARTS, 0, -1)]
+
+
+def two_classes(folder: Path) -> Path:
+    """Write a few images of two classes; return their folder."""
+    for k, name in enumerate(("ant", "bee")):
+        write_images(folder / "photos" / name, 20, seed=100 * k)
+    return folder / "photos"
 
 
 def merge(*words: object) -> Result:
@@ -150,10 +158,11 @@ def test_part_that_runs_again_changes_nothing(
     run_parts(photos, path, *backbone)
     assert merge(path).exit_code == 3
     bound = path.read_bytes()
-    assert "up to date" in run(photos, path, *backbone, "--part", "2/3").output
-    assert not parts_folder(path).exists()
+    for result in run_parts(photos, path, *backbone):
+        assert "up to date" in result.output
     assert merge(path).exit_code == 3
     assert path.read_bytes() == bound
+    assert not parts_folder(path).exists()
 
 
 def test_part_reads_no_file_of_another_part(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -244,19 +253,48 @@ def test_two_whole_sets_of_parts_are_not_chosen_between(
     assert "part 1/1 and parts 1/2, 2/2 are each all parts of a source" in result.output
 
 
-def test_part_without_news_for_the_cache_leaves_a_way_to_bind_the_others(
+@pytest.mark.parametrize("options", [(), ("--sharded",)])
+def test_parts_of_a_source_that_grew_by_one_image_are_bound(
+    backbone: list[str], tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    photos, path = two_classes(tmp_path), tmp_path / "c.h5"
+    run_parts(photos, path, *backbone, *options)
+    assert merge(path).exit_code == 0
+    (photos / "bee" / "new.png").write_bytes(png_bytes(77))
+    outcomes = [result.output for result in run_parts(photos, path, *backbone, *options)]
+    assert sum("up to date" in text for text in outcomes) == N_PARTS - 1
+    for _ in range(2):
+        bound = merge(path)
+        assert (bound.exit_code, bound.stderr) == (0, "")
+        assert not list(tmp_path.rglob(RECORD_PATTERN))
+    run(photos, tmp_path / "whole.h5", *backbone)
+    assert_same_cache(path, tmp_path / "whole.h5")
+
+
+def test_part_that_died_before_the_others_had_news_is_missed(
     backbone: list[str], tmp_path: Path
 ) -> None:
-    photos, path = tmp_path / "photos", tmp_path / "c.h5"
-    for k, name in enumerate(("ant", "bee")):
-        write_images(photos / name, 20, seed=100 * k)
+    photos, path = two_classes(tmp_path), tmp_path / "c.h5"
     run_parts(photos, path, *backbone)
     assert merge(path).exit_code == 0
     (photos / "bee" / "new.png").write_bytes(png_bytes(77))
-    run_parts(photos, path, *backbone)
-    assert "or run all of it without --part, which binds it" in merge(path).output
-    assert "0 extracted" in run(photos, path, *backbone).output
+    quiet = next(k for k in range(1, N_PARTS + 1) if not Part(k, N_PARTS).has(NEW_IMAGE).any())
+    run(photos, path, *backbone, "--part", f"{quiet}/{N_PARTS}")
+    result = merge(path)
+    others = ", ".join(f"{k}/{N_PARTS}" for k in range(1, N_PARTS + 1) if k != quiet)
+    assert result.exit_code == 2
+    assert f"run --part {others} again\n" in result.output
+
+
+def test_sharded_cache_with_shards_that_no_part_finished_is_not_called_bound(
+    backbone: list[str], tmp_path: Path
+) -> None:
+    photos, path = two_classes(tmp_path), tmp_path / "c.h5"
+    run(photos, path, *backbone, "--sharded")
     assert merge(path).exit_code == 0
+    content = contents_of(["unbound"])
+    write_shard(parts_folder(path), RECIPE, content, fake_engine(content), Storage(sharded=True))
+    assert "has no finished parts" in merge(path).output
 
 
 def test_stale_record_goes_when_its_part_runs_again(
@@ -267,9 +305,9 @@ def test_stale_record_goes_when_its_part_runs_again(
     assert merge(path).exit_code == 3
     run(photos, path, *backbone, "--part", "1/3", "--seed", "5")
     assert merge(path).exit_code == 2
-    run(photos, path, *backbone, "--part", "1/3")
-    assert not parts_folder(path).exists()
+    run_parts(photos, path, *backbone)
     assert merge(path).exit_code == 3
+    assert not parts_folder(path).exists()
 
 
 def test_verification_says_that_parts_are_not_bound_yet(

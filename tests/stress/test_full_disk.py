@@ -12,9 +12,11 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 from cache_tools import PROVENANCE, RECIPE, contents_of, fake_engine, make_rows
+from click.testing import CliRunner
 
 from data_cache import files, hdf5, seal, shards
 from data_cache.cache import FeatureCache
+from data_cache.cli import feature_cache
 from data_cache.errors import CacheFullError
 from data_cache.layout import Storage
 from data_cache.rows import Manifest
@@ -118,6 +120,20 @@ def test_a_small_disk_that_fills_up(tmp_path, storage):
     plan = extract(tmp_path / "c.h5", 9000, storage)
     assert 0 < plan.n_missing < 9000 - 600, "shards that were finished are used"
     assert_holds(tmp_path / "c.h5", 9000)
+
+
+@pytest.mark.parametrize("ending", ["npz", "csv", "parquet"])
+def test_an_export_onto_a_disk_that_fills_up_is_one_line(tmp_path, ending):
+    if ending == "parquet":
+        pytest.importorskip("pyarrow")
+    extract(tmp_path / "c.h5", 9000, Storage())
+    with small_disk(tmp_path / "disk", kilobytes=64) as folder:
+        (folder / f"x.{ending}").write_text("before")
+        words = ["export", tmp_path / "c.h5", "--output", folder / f"x.{ending}", "--overwrite"]
+        result = CliRunner().invoke(feature_cache, list(map(str, words)))
+        assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
+        assert f"Error: no room left to write {folder / f'x.{ending}'}: " in result.stderr
+        assert {one.name: one.read_text() for one in folder.iterdir()} == {f"x.{ending}": "before"}
 
 
 @contextmanager

@@ -56,7 +56,7 @@ class Runner:
 
     Attributes
     ----------
-    probabilities : one image (1, h, w, 3), uint8, or float32 in [0, 255] -> (1, k)
+    probabilities : images of one size (n, h, w, 3), uint8, or float32 in [0, 255] -> (n, k)
     n_concurrent : how many threads may and should call it at once
     """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
@@ -11,10 +12,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from data_cache.errors import OutputError, OutputExistsError
+from data_cache.errors import HeadstartError, OutputError, OutputExistsError
 
 TEMPORARY_MARK = ".tmp-"
 """In the name of every file that is not finished; such a file is never read."""
+
+NO_ROOM = frozenset({errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG})
+"""What the system says of a disk, a quota or a file that is full."""
 
 
 @contextmanager
@@ -28,7 +32,8 @@ def whole_file(path: Path) -> Iterator[Path]:
     Raises
     ------
     OutputError
-        Nothing can be created there, or a folder has the name; the body has not run then.
+        Nothing can be created there, or a folder has the name; the body has not run then. Or the
+        disk is full.
     """
     temporary = temporary_name(path)
     refuse_folder(path)
@@ -41,8 +46,10 @@ def whole_file(path: Path) -> Iterator[Path]:
         sync(temporary)
         temporary.replace(path)
         sync(path.parent)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if _is_no_room(error):
+            raise OutputError(f"{path} was not written: no room is left on its disk") from error
         raise
 
 
@@ -89,9 +96,11 @@ def check_creatable(path: Path) -> None:
 
 
 def refuse_folder(path: Path) -> None:
-    """Raise :class:`OutputError` if ``path``, where a file is to be written, is a folder."""
+    """Raise :class:`OutputError` if ``path``, where a file is to be written, is something else."""
     if path.is_dir():
         raise OutputError(f"{path} is a folder: give the file to write a name of its own")
+    if path.exists() and not path.is_file():  # renaming would replace it, /dev/null too
+        raise OutputError(f"{path} is a device or a pipe: give the name of a file")
 
 
 @contextmanager
@@ -103,6 +112,13 @@ def naming_output(path: Path) -> Iterator[None]:
         raise OutputError(
             f"{path} cannot be written ({error.strerror or error}): choose another place for it"
         ) from error
+
+
+def _is_no_room(error: BaseException) -> bool:
+    """Tell whether the system said that a disk is full, and nobody has said it in words yet."""
+    if not isinstance(error, OSError) or isinstance(error, HeadstartError):
+        return False
+    return error.errno in NO_ROOM
 
 
 def file_digest(path: Path) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,10 +16,8 @@ from data_cache.errors import (
     HeadstartError,
     OutputError,
 )
-from data_cache.files import temporary_name
+from data_cache.files import NO_ROOM, temporary_name
 from data_cache.layout import lock_file
-
-_FULL = frozenset({errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)})
 
 
 @contextmanager
@@ -85,7 +82,7 @@ def writing(path: Path, n_bytes: int) -> Iterator[None]:
 
 def _refusal(path: Path, n_bytes: int, error: OSError) -> CacheError:
     """Return the error that says why the system did not write the cache."""
-    if error.errno not in _FULL:
+    if error.errno not in NO_ROOM:
         return CacheError(
             f"{path} could not be written: {error.strerror or error}; what is finished is kept"
         )

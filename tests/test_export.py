@@ -44,6 +44,7 @@ from data_cache.cache import FeatureCache
 from data_cache.errors import (
     ExportError,
     ImageUnavailableError,
+    OutputError,
     OutputExistsError,
     ParameterError,
     RecipeMismatchError,
@@ -319,6 +320,12 @@ def test_output_must_suit_the_format(run: Path, tmp_path: Path) -> None:
     unknown = ExportOptions("tflite", quantize="int4")  # type: ignore[arg-type]
     with pytest.raises(ParameterError, match="unknown quantization 'int4'"):
         export_model(run, tmp_path / "model.tflite", unknown)
+
+
+def test_output_where_nothing_can_be_written_is_refused(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="cannot be written"):
+        export_model(run, tmp_path / "file" / "model.keras", ExportOptions("keras"))
 
 
 def test_overwriting_spares_what_no_export_wrote(run: Path, tmp_path: Path) -> None:

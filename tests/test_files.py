@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 
 import pytest
 
 from data_cache import files
-from data_cache.errors import OutputExistsError
+from data_cache.errors import OutputError, OutputExistsError
 from data_cache.files import file_digest, whole_file, whole_folder, write_all
 
 
@@ -38,6 +39,28 @@ def test_a_file_that_is_not_finished_leaves_the_old_one_and_no_trace(tmp_path, e
         stop()
     assert names_in(tmp_path) == ["a.txt"]
     assert (tmp_path / "a.txt").read_text() == "old"
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EFBIG])
+def test_a_full_disk_is_said_in_words_and_leaves_the_old_file(tmp_path, number):
+    (tmp_path / "a.txt").write_text("old")
+    with pytest.raises(OutputError, match="no room is left"), whole_file(tmp_path / "a.txt"):
+        raise OSError(number, "full")
+    assert names_in(tmp_path) == ["a.txt"]
+    assert (tmp_path / "a.txt").read_text() == "old"
+
+
+def test_other_errors_of_the_system_keep_their_kind(tmp_path):
+    with pytest.raises(PermissionError), whole_file(tmp_path / "a.txt"):
+        raise PermissionError(errno.EACCES, "no")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_a_device_or_pipe_is_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OutputError, match="device or a pipe"), whole_file(tmp_path / "pipe"):
+        pass
+    assert (tmp_path / "pipe").is_fifo()
 
 
 def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):

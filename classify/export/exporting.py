@@ -55,7 +55,13 @@ from data_cache.errors import (
     ParameterError,
     RecipeMismatchError,
 )
-from data_cache.files import TEMPORARY_MARK, refuse_existing, whole_file, whole_folder
+from data_cache.files import (
+    TEMPORARY_MARK,
+    naming_output,
+    refuse_existing,
+    whole_file,
+    whole_folder,
+)
 from extract.backbones import Backbone
 from extract.extractor import Extractor
 from extract.preprocess import preprocess
@@ -158,6 +164,8 @@ def export_model(run: Path, output: Path, options: ExportOptions) -> Exported:
         probabilities are asked for and there are none.
     OutputExistsError
         ``output`` exists, and ``overwrite`` is false or it is no earlier export.
+    OutputError
+        Nothing can be created there.
     RunError, CacheError, BackboneError, WeightsError, SourceError
         The run, its cache, its backbone or its images cannot be had again.
     ExportError
@@ -295,10 +303,12 @@ def _way(quantize: str) -> str:
 
 @contextmanager
 def _scratch(output: Path) -> Iterator[Path]:
-    """Yield a folder beside ``output`` that is gone afterwards."""
-    output.parent.mkdir(parents=True, exist_ok=True)
+    """Yield a folder beside ``output`` that is gone afterwards; raise OutputError for none."""
     prefix = f".{output.name}{TEMPORARY_MARK}"
-    with tempfile.TemporaryDirectory(prefix=prefix, dir=output.parent) as folder:
+    with naming_output(output):
+        output.parent.mkdir(parents=True, exist_ok=True)
+        scratch = tempfile.TemporaryDirectory(prefix=prefix, dir=output.parent)
+    with scratch as folder:
         yield Path(folder)
 
 

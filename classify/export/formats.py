@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from classify.export.graph import IMAGES, LOGITS, PROBABILITIES, Plan
 from classify.export.protobuf import Field, fields, length_delimited
-from classify.export.safety import GRAPH_NAME, check_keras_file, check_saved_model
+from classify.export.safety import GRAPH_NAME, check_keras_file, check_onnx_file, check_saved_model
 from classify.export.sealing import JSON_NAME, KEY, digest, foreign
 from data_cache.console import import_keras
 from data_cache.cores import n_cores
@@ -300,7 +300,8 @@ class OnnxFormat(FlexibleFormat):
         return entry.get(2, b"")
 
     def check_safe(self, path: Path) -> None:
-        """Do nothing: ONNX's operators are arithmetic, and no library of others is loaded."""
+        """Look at whose operators it uses, and whether all of its weights are in it."""
+        check_onnx_file(path)
 
     def ways(self, path: Path) -> Mapping[str, Predict]:
         """Load it in ONNX Runtime."""
@@ -330,6 +331,7 @@ class OnnxFormat(FlexibleFormat):
         return Runner(run, n_cores())
 
     def _load(self, path: Path, n_threads: int = 0) -> Any:
+        self.check_safe(path)
         expect("onnx", "fast", "onnxruntime")
         import onnxruntime
 

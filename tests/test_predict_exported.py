@@ -233,6 +233,15 @@ def test_tampered_file_is_refused_in_one_line(
         classify.load(path)
 
 
+def test_all_that_tensorflow_reads_is_part_of_what_is_checked(
+    exports: Exports, tmp_path: Path
+) -> None:
+    path = copy_of(exports, "savedmodel", tmp_path)
+    flip(path / "fingerprint.pb", 9)
+    with pytest.raises(ModelError, match=r"fingerprint\.pb is not what was exported"):
+        classify.load(path)
+
+
 def test_labels_of_a_phone_are_part_of_what_is_checked(exports: Exports, tmp_path: Path) -> None:
     path = copy_of(exports, "tflite", tmp_path)
     data = path.read_bytes()

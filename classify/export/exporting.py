@@ -50,6 +50,7 @@ from classify.statistics.calibration import apply_temperature
 from data_cache.cache import FeatureCache
 from data_cache.console import say
 from data_cache.errors import (
+    CacheNotFoundError,
     ExportError,
     OutputExistsError,
     ParameterError,
@@ -261,7 +262,7 @@ def _samples(
 ) -> tuple[Sample, Sample | None]:
     """Find images again whose features are in the run's cache: to compare, and to calibrate on."""
     place = open_place(run, options.images)
-    with FeatureCache.open(options.cache or Path(run.metrics["cache"])) as cache:
+    with _open_cache(run, options.cache) as cache:
         is_before_tuning = run.kind == TUNED_KIND and options.cache is None
         recipe = run.recipe
         if is_before_tuning:  # the cache that its head came from: the images are the same
@@ -280,6 +281,19 @@ def _samples(
         if options.quantize != "int8":
             return sample, None
         return sample, _to_calibrate(pool, place, sample)
+
+
+def _open_cache(run: Run, named: Path | None) -> FeatureCache:
+    """Open the cache that the user names, else the one that the run learnt from."""
+    try:
+        return FeatureCache.open(named or Path(run.metrics["cache"]))
+    except CacheNotFoundError as error:
+        if named:
+            raise
+        raise CacheNotFoundError(
+            f"{run.metrics['cache']}, which {run.path} learnt from, is not there: say where it is "
+            "now with --cache"
+        ) from error
 
 
 def _with_new_features(sample: Sample, extractor: Extractor) -> Sample:

@@ -199,8 +199,9 @@ class SavedModelFormat(FlexibleFormat):
             archive.write_out(path, verbose=False)
 
     def content(self, path: Path) -> dict[str, str]:
-        """Digest the graph and the variables; TensorFlow loads nothing else."""
-        files = [path / GRAPH_NAME, *sorted((path / "variables").glob("*"))]
+        """Digest the graph, its fingerprint and the variables; TensorFlow loads nothing else."""
+        others = [*path.glob("fingerprint.pb"), *(path / "variables").glob("*")]
+        files = [path / GRAPH_NAME, *sorted(others)]
         try:
             return {one.relative_to(path).as_posix(): file_digest(one) for one in files}
         except OSError as error:

@@ -17,8 +17,8 @@ from data_cache.errors import OutputError, OutputExistsError, OutputFullError
 TEMPORARY_MARK = ".tmp-"
 """In the name of every file that is not finished; such a file is never read."""
 
-FULL = frozenset({errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)})
-"""What the system says where a disk, or a quota of it, is full."""
+FULL = frozenset({errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG})
+"""What the system says where a disk, a quota of it, or a file is full."""
 
 
 @contextmanager
@@ -99,9 +99,11 @@ def check_creatable(path: Path) -> None:
 
 
 def refuse_folder(path: Path) -> None:
-    """Raise :class:`OutputError` if ``path``, where a file is to be written, is a folder."""
+    """Raise :class:`OutputError` if ``path``, where a file is to be written, is something else."""
     if path.is_dir():
         raise OutputError(f"{path} is a folder: give the file to write a name of its own")
+    if path.exists() and not path.is_file():  # renaming would replace it, /dev/null too
+        raise OutputError(f"{path} is a device or a pipe: give the name of a file")
 
 
 @contextmanager

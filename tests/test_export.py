@@ -42,8 +42,10 @@ from classify.results.runs import BACKBONE_FILE, TUNED_KIND, load_run
 from classify.train_head.job import TrainingOptions, train_head
 from data_cache.cache import FeatureCache
 from data_cache.errors import (
+    CacheNotFoundError,
     ExportError,
     ImageUnavailableError,
+    OutputError,
     OutputExistsError,
     ParameterError,
     RecipeMismatchError,
@@ -169,6 +171,7 @@ def assert_described(path: Path) -> None:
     assert described["weights"]["license"]["name"] == "none needed"
     assert (described["probabilities"], described["temperature"]) == ("raw", None)
     assert "weights_path" not in described["provenance"], "a path of this machine"
+    assert described["provenance"]["source"] == "photos"
 
 
 def test_onnx_takes_float_pixels_where_asked_for(exports: Exports) -> None:
@@ -205,6 +208,7 @@ def test_command_writes_the_file_and_its_card(run: Path, tmp_path: Path) -> None
     card = Path(f"{output}.MODEL_CARD.md").read_text(encoding="utf-8")
     metrics = load_run(run).metrics
     for fact in (
+        "- Source: photos\n",
         "`dark`, `light`, `pale`",
         f"{metrics['n_train']:,} to train on",
         f"| test | {metrics['dense']['test_accuracy']:.4f} |",
@@ -300,6 +304,13 @@ def test_other_weights_than_the_run_s_are_refused(run: Path, tmp_path: Path) -> 
         exported(tmp_path / "run", tmp_path, "keras")
 
 
+def test_cache_that_has_moved_is_asked_for(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    edit_metrics(tmp_path / "run", lambda metrics: metrics.update(cache="gone.h5"))
+    with pytest.raises(CacheNotFoundError, match=r"gone\.h5, which .* with --cache"):
+        exported(tmp_path / "run", tmp_path, "onnx")
+
+
 def test_cache_of_another_recipe_is_refused(run: Path, tmp_path: Path, make_cache: Any) -> None:
     features = np.random.default_rng(0).normal(size=(40, 8))
     other = make_cache(tmp_path / "other.h5", {"train": (features, np.arange(40) % 3)})
@@ -319,6 +330,12 @@ def test_output_must_suit_the_format(run: Path, tmp_path: Path) -> None:
     unknown = ExportOptions("tflite", quantize="int4")  # type: ignore[arg-type]
     with pytest.raises(ParameterError, match="unknown quantization 'int4'"):
         export_model(run, tmp_path / "model.tflite", unknown)
+
+
+def test_output_where_nothing_can_be_written_is_refused(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="cannot be written"):
+        export_model(run, tmp_path / "file" / "model.keras", ExportOptions("keras"))
 
 
 def test_overwriting_spares_what_no_export_wrote(run: Path, tmp_path: Path) -> None:

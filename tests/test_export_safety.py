@@ -11,12 +11,16 @@ from typing import Any
 import pytest
 from export_tools import Exports
 
+import classify
+from classify.export.formats import OnnxFormat
 from classify.export.safety import (
     KERAS_CLASSES,
     OPERATIONS,
     check_keras_file,
+    check_onnx_file,
     check_saved_model,
 )
+from classify.export.sealing import seal, unseal
 from data_cache.console import import_keras
 from data_cache.errors import ModelError
 
@@ -182,3 +186,57 @@ def test_saved_model_that_misuses_what_saving_needs_is_refused(
     check_saved_model(exports.path("savedmodel"))
     with pytest.raises(ModelError, match=f"is refused: it holds .*{found}"):
         check_saved_model(edited(exports, tmp_path, edit))
+
+
+def elsewhere(tensor: Any) -> None:
+    """Say that the values of a tensor are in a file beside."""
+    tensor.data_location = 1
+    tensor.external_data.add(key="location", value="beside.bin")
+
+
+def branch(model: Any) -> Any:
+    """Return a graph within a node."""
+    node = model.graph.node.add(op_type="If")
+    return node.attribute.add(name="then_branch", type=5).g
+
+
+@pytest.mark.parametrize(
+    ("edit", "found"),
+    [
+        (lambda model: elsewhere(model.graph.initializer[0]), "weights that are in another file"),
+        (lambda model: elsewhere(branch(model).initializer.add()), "in another file"),
+        (lambda model: elsewhere(model.graph.node[0].attribute.add().t), "in another file"),
+        (
+            lambda model: elsewhere(model.graph.sparse_initializer.add().values),
+            "in another file",
+        ),
+        (lambda model: setattr(model.graph.node[0], "domain", "mine"), "operators of mine"),
+        (lambda model: branch(model).node.add(domain="mine"), "operators of mine"),
+        (lambda model: model.functions.add().node.add(domain="mine"), "operators of mine"),
+    ],
+)
+def test_onnx_file_that_needs_more_than_itself_is_refused(
+    exports: Exports, tmp_path: Path, edit: Callable[[Any], object], found: str
+) -> None:
+    onnx = pytest.importorskip("onnx")
+    check_onnx_file(exports.path("onnx"))
+    model = onnx.load(exports.path("onnx"))
+    edit(model)
+    (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(ModelError, match=f"is refused: it holds .*{found}"):
+        check_onnx_file(tmp_path / "model.onnx")
+
+
+def test_onnx_file_is_checked_before_it_is_run(exports: Exports, tmp_path: Path) -> None:
+    """Sealed as the program would."""
+    onnx = pytest.importorskip("onnx")
+    path, form = tmp_path / "model.onnx", OnnxFormat()
+    said = unseal(path, form.description(exports.path("onnx")))
+    model = onnx.load(exports.path("onnx"))
+    del model.metadata_props[:]
+    elsewhere(model.graph.initializer[0])
+    path.write_bytes(model.SerializeToString())
+    del said["content"]
+    form.describe(path, seal(said, form.content(path)))
+    with pytest.raises(ModelError, match="in another file"):
+        classify.load(path)

@@ -9,7 +9,7 @@ import os
 import pytest
 
 from data_cache import files
-from data_cache.errors import OutputExistsError, OutputFullError
+from data_cache.errors import OutputError, OutputExistsError, OutputFullError
 from data_cache.files import file_digest, whole_file, whole_folder, write_all
 
 
@@ -54,6 +54,19 @@ def test_a_disk_that_becomes_full_is_told_and_leaves_no_trace(tmp_path, whole, n
 def fail_in(context, error):
     with context:
         raise error
+
+
+def test_other_errors_of_the_system_keep_their_kind(tmp_path):
+    with pytest.raises(PermissionError), whole_file(tmp_path / "a.txt"):
+        raise PermissionError(errno.EACCES, "no")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_a_device_or_pipe_is_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OutputError, match="device or a pipe"), whole_file(tmp_path / "pipe"):
+        pass
+    assert (tmp_path / "pipe").is_fifo()
 
 
 def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from PIL import Image
 import classify
 from classify.export.description import Described
 from classify.export.formats import OnnxFormat
+from classify.export.images import in_batches
 from classify.export.protobuf import length_delimited
 from classify.export.sealing import seal, unseal
 from classify.predict.classifiers import PredictOptions
@@ -83,7 +85,43 @@ def test_gray_and_deep_images_and_arrays_are_taken(exports: Exports, name: str) 
         classifier.predict([b"<html>"])
 
 
-def test_images_are_taken_as_they_are_needed(exports: Exports) -> None:
+@pytest.mark.parametrize("name", FORMATS)
+def test_images_of_one_size_go_together_and_come_out_in_their_places(
+    exports: Exports, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    rng = np.random.default_rng(7)
+    images: list[Any] = [
+        rng.integers(0, 256, (12, 10 + number % 2, 3), dtype=np.uint8) for number in range(19)
+    ]
+    images[5] = b"torn"
+    classifier = classify.load(exports.path(name))
+    alone = [classifier.predict([one]).probabilities[0] for one in images if one is not images[5]]
+    kind = type(classifier.file_format)
+    runner, sizes = classifier.runner, []
+
+    def noting(pixels: Any) -> Any:
+        sizes.append(len(pixels))
+        return runner.probabilities(pixels)
+
+    monkeypatch.setattr(kind, "runner", lambda *_: replace(runner, probabilities=noting))
+    stream = classify.load(exports.path(name)).stream(NamedImage("", one) for one in images)
+    found = [one.probabilities for one in stream]
+    assert found.pop(5) is None
+    np.testing.assert_allclose(found, alone, atol=1e-6)
+    assert sum(sizes) == 18
+    assert max(sizes) >= 4
+
+
+def test_large_images_do_not_wait_for_others(exports: Exports) -> None:
+    large = np.zeros((600, 600, 3), np.uint8)
+    numbers = [found for found, _ in in_batches((one, large) for one in range(3))]
+    assert numbers == [[0], [1], [2]]
+
+
+def test_images_are_taken_as_they_are_needed(
+    exports: Exports, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("classify.export.classifier.n_cores", lambda: 2)
     n_taken = 0
 
     def endless() -> Any:
@@ -126,6 +164,16 @@ def test_probabilities_that_are_baked_in_are_taken_by_either_name(exports: Expor
     np.testing.assert_array_equal(*found)
     with pytest.raises(ParameterError, match="gives calibrated probabilities"):
         classify.load(path, PredictOptions(probabilities="raw"))
+
+
+def test_output_that_cannot_be_written_is_refused_in_one_line(
+    exports: Exports, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    output = tmp_path / "file" / "out.csv"
+    result = command(exports.path("onnx"), exports.photos, "--output", output)
+    assert (result.exit_code, len(result.stderr.splitlines())) == (2, 1)
+    assert "cannot be written" in result.stderr
 
 
 def test_cache_is_refused_with_an_exported_file(exports: Exports) -> None:
@@ -182,6 +230,15 @@ def test_tampered_file_is_refused_in_one_line(
     result = command(path, exports.photos)
     assert (result.exit_code, len(result.stderr.splitlines())) == (2, 1), result.output
     with pytest.raises(ModelError):
+        classify.load(path)
+
+
+def test_all_that_tensorflow_reads_is_part_of_what_is_checked(
+    exports: Exports, tmp_path: Path
+) -> None:
+    path = copy_of(exports, "savedmodel", tmp_path)
+    flip(path / "fingerprint.pb", 9)
+    with pytest.raises(ModelError, match=r"fingerprint\.pb is not what was exported"):
         classify.load(path)
 
 

@@ -85,13 +85,12 @@ def _spared_temperature(description: Description) -> str:
 
 
 def _data(description: Description) -> list[str]:
-    run = description.run
-    figures = run.metrics
+    figures = description.run.metrics
     tested = f"{figures['n_test']:,} to test on"
     if _is_fitted_to_all(description):
         tested = f"{_n_refitted(description):,} of the test to refit to"
     return [
-        f"- Source: {run.provenance.source}",
+        f"- Source: {description.source}",
         f"- Images: {figures['n_train']:,} to train on, {figures['n_validation']:,} to validate "
         f"on, {tested}",
         f"- Fitted to: {_figures(description)['fitted_to']}",
@@ -163,9 +162,8 @@ def _inside(description: Description) -> list[str]:
 
 
 def _intended(description: Description) -> list[str]:
-    source = description.run.provenance.source
     return [
-        f"To tell the classes above apart in images like those of {source}.",
+        f"To tell the classes above apart in images like those of {description.source}.",
         "",
         "Not for decisions about people without a human who checks them.",
     ]

@@ -51,6 +51,12 @@ class Description:
         return self.file_format == "tflite"
 
     @property
+    def source(self) -> str:
+        """What the images are called that it learned from; not where they are on this machine."""
+        source = self.run.provenance.source
+        return Path(source).name or source
+
+    @property
     def license(self) -> License:
         """The license of the backbone's weights."""
         if self.run.kind == TUNED_KIND:
@@ -64,6 +70,7 @@ class Description:
     def _said(self) -> dict[str, Any]:
         provenance = asdict(self.run.provenance)
         del provenance["weights_path"]  # of this machine, and nobody else's business
+        provenance["source"] = self.source
         return {
             "file_format": self.file_format,
             "classes": self.classes,

@@ -50,12 +50,19 @@ from classify.statistics.calibration import apply_temperature
 from data_cache.cache import FeatureCache
 from data_cache.console import say
 from data_cache.errors import (
+    CacheNotFoundError,
     ExportError,
     OutputExistsError,
     ParameterError,
     RecipeMismatchError,
 )
-from data_cache.files import TEMPORARY_MARK, refuse_existing, whole_file, whole_folder
+from data_cache.files import (
+    TEMPORARY_MARK,
+    naming_output,
+    refuse_existing,
+    whole_file,
+    whole_folder,
+)
 from extract.backbones import Backbone
 from extract.extractor import Extractor
 from extract.preprocess import preprocess
@@ -158,6 +165,8 @@ def export_model(run: Path, output: Path, options: ExportOptions) -> Exported:
         probabilities are asked for and there are none.
     OutputExistsError
         ``output`` exists, and ``overwrite`` is false or it is no earlier export.
+    OutputError
+        Nothing can be created there.
     RunError, CacheError, BackboneError, WeightsError, SourceError
         The run, its cache, its backbone or its images cannot be had again.
     ExportError
@@ -253,7 +262,7 @@ def _samples(
 ) -> tuple[Sample, Sample | None]:
     """Find images again whose features are in the run's cache: to compare, and to calibrate on."""
     place = open_place(run, options.images)
-    with FeatureCache.open(options.cache or Path(run.metrics["cache"])) as cache:
+    with _open_cache(run, options.cache) as cache:
         is_before_tuning = run.kind == TUNED_KIND and options.cache is None
         recipe = run.recipe
         if is_before_tuning:  # the cache that its head came from: the images are the same
@@ -272,6 +281,19 @@ def _samples(
         if options.quantize != "int8":
             return sample, None
         return sample, _to_calibrate(pool, place, sample)
+
+
+def _open_cache(run: Run, named: Path | None) -> FeatureCache:
+    """Open the cache that the user names, else the one that the run learnt from."""
+    try:
+        return FeatureCache.open(named or Path(run.metrics["cache"]))
+    except CacheNotFoundError as error:
+        if named:
+            raise
+        raise CacheNotFoundError(
+            f"{run.metrics['cache']}, which {run.path} learnt from, is not there: say where it is "
+            "now with --cache"
+        ) from error
 
 
 def _with_new_features(sample: Sample, extractor: Extractor) -> Sample:
@@ -295,10 +317,12 @@ def _way(quantize: str) -> str:
 
 @contextmanager
 def _scratch(output: Path) -> Iterator[Path]:
-    """Yield a folder beside ``output`` that is gone afterwards."""
-    output.parent.mkdir(parents=True, exist_ok=True)
+    """Yield a folder beside ``output`` that is gone afterwards; raise OutputError for none."""
     prefix = f".{output.name}{TEMPORARY_MARK}"
-    with tempfile.TemporaryDirectory(prefix=prefix, dir=output.parent) as folder:
+    with naming_output(output):
+        output.parent.mkdir(parents=True, exist_ok=True)
+        scratch = tempfile.TemporaryDirectory(prefix=prefix, dir=output.parent)
+    with scratch as folder:
         yield Path(folder)
 
 

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from classify.export.graph import IMAGES, LOGITS, PROBABILITIES, Plan
 from classify.export.protobuf import Field, fields, length_delimited
-from classify.export.safety import GRAPH_NAME, check_keras_file, check_saved_model
+from classify.export.safety import GRAPH_NAME, check_keras_file, check_onnx_file, check_saved_model
 from classify.export.sealing import JSON_NAME, KEY, digest, foreign
 from data_cache.console import import_keras
 from data_cache.cores import n_cores
@@ -56,7 +56,7 @@ class Runner:
 
     Attributes
     ----------
-    probabilities : one image (1, h, w, 3), uint8, or float32 in [0, 255] -> (1, k)
+    probabilities : images of one size (n, h, w, 3), uint8, or float32 in [0, 255] -> (n, k)
     n_concurrent : how many threads may and should call it at once
     """
 
@@ -199,8 +199,9 @@ class SavedModelFormat(FlexibleFormat):
             archive.write_out(path, verbose=False)
 
     def content(self, path: Path) -> dict[str, str]:
-        """Digest the graph and the variables; TensorFlow loads nothing else."""
-        files = [path / GRAPH_NAME, *sorted((path / "variables").glob("*"))]
+        """Digest the graph, its fingerprint and the variables; TensorFlow loads nothing else."""
+        others = [*path.glob("fingerprint.pb"), *(path / "variables").glob("*")]
+        files = [path / GRAPH_NAME, *sorted(others)]
         try:
             return {one.relative_to(path).as_posix(): file_digest(one) for one in files}
         except OSError as error:
@@ -300,7 +301,8 @@ class OnnxFormat(FlexibleFormat):
         return entry.get(2, b"")
 
     def check_safe(self, path: Path) -> None:
-        """Do nothing: ONNX's operators are arithmetic, and no library of others is loaded."""
+        """Look at whose operators it uses, and whether all of its weights are in it."""
+        check_onnx_file(path)
 
     def ways(self, path: Path) -> Mapping[str, Predict]:
         """Load it in ONNX Runtime."""
@@ -330,6 +332,7 @@ class OnnxFormat(FlexibleFormat):
         return Runner(run, n_cores())
 
     def _load(self, path: Path, n_threads: int = 0) -> Any:
+        self.check_safe(path)
         expect("onnx", "fast", "onnxruntime")
         import onnxruntime
 

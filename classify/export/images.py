@@ -6,9 +6,11 @@ They are read one at a time, so that large photos take no memory.
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +29,7 @@ from extract.sources.files import digest_files
 
 _SEED = 0
 _N_CHANNELS = 3
+_MOST_VALUES = 1 << 20  # in images that go through together
 
 
 class Place(Protocol):
@@ -138,6 +141,29 @@ class Sample:
 def as_rgb(pixels: Pixels) -> Pixels:
     """Return (h, w, 3) pixels for (h, w, 1) gray ones, and color as it is."""
     return pixels if pixels.shape[2] == _N_CHANNELS else pixels.repeat(_N_CHANNELS, axis=2)
+
+
+def in_batches(
+    images: Iterable[tuple[int, Pixels]],
+) -> Iterator[tuple[list[int], Pixels]]:
+    """Yield the numbers of images of one shape and type (h, w, 3), and those as (n, h, w, 3).
+
+    Large ones come alone: of one shape at most 2**20 values wait.
+    """
+    waiting: dict[tuple[Any, ...], dict[int, Pixels]] = defaultdict(dict)
+    for number, pixels in images:
+        group = waiting[(*pixels.shape, pixels.dtype)]
+        group[number] = pixels
+        if len(group) * pixels.size >= _MOST_VALUES:
+            yield _stacked(group)
+            group.clear()
+    yield from map(_stacked, filter(None, waiting.values()))
+
+
+def _stacked(group: dict[int, Pixels]) -> tuple[list[int], Pixels]:
+    """Return images of one shape and type as one array, and their numbers."""
+    batch: Pixels = np.stack(list(group.values()))  # type: ignore[assignment]
+    return list(group), batch
 
 
 def open_place(run: Run, images: Path | None) -> Place:

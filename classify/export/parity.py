@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from classify.estimators import LogitsClassifier
 from classify.export.formats import Predict, Runner
 from classify.export.graph import LOGITS, PROBABILITIES
-from classify.export.images import Sample
+from classify.export.images import Sample, in_batches
 from classify.statistics.metrics import accuracy, softmax
 from data_cache.errors import ExportError
 from extract.preprocess import Pixels
@@ -30,7 +31,6 @@ TOLERANCE = 1e-3
 LEAST_EQUAL = 0.98
 """Of a quantized file, the share of images that must get the class they had."""
 
-_MOST_VALUES = 1 << 20  # in images that go through together
 _LOWEST_LOG = -60.0  # below, a float32 probability says little of its logarithm
 
 
@@ -175,12 +175,16 @@ class FixedCheck:
         return parity
 
     def _probabilities(self, sample: Sample) -> Iterator[tuple[NDArray, NDArray, NDArray]]:
-        """Yield the graph's, the file's, and the file's on pixels as of a phone, (1, k) each."""
-        for number in range(len(sample)):
-            pixels = sample.image(number)
-            fitted, phone = self.fit(pixels)[None], self.fit_as_phones_do(pixels)[None]
-            run = self.runner.probabilities
-            yield self.graph(fitted), np.array(run(fitted)), np.array(run(phone))
+        """Yield the three rows of each image."""
+        with ThreadPoolExecutor(self.runner.n_concurrent, "check") as pool:
+            yield from pool.map(partial(self._rows, sample), range(len(sample)))
+
+    def _rows(self, sample: Sample, number: int) -> tuple[NDArray, NDArray, NDArray]:
+        """Return the graph's, the file's, and the file's on pixels as of a phone, (1, k) each."""
+        pixels = sample.image(number)
+        fitted, phone = self.fit(pixels)[None], self.fit_as_phones_do(pixels)[None]
+        run = self.runner.probabilities
+        return self.graph(fitted), run(fitted), run(phone)
 
     def _figures(
         self,
@@ -206,33 +210,14 @@ def _outputs(predict: Predict, sample: Sample) -> tuple[NDArray, NDArray]:
     """Return the logits and the probabilities (n, k) of a sample."""
     numbers: list[int] = []
     outputs = []
-    for group in _groups(sample):
-        numbers += group
-        outputs.append(predict(_stacked(group.values())))
+    for rows, batch in in_batches((row, sample.image(row)) for row in range(len(sample))):
+        numbers += rows
+        outputs.append(predict(batch))
     order = np.argsort(numbers)
     logits, probabilities = (
         np.concatenate([one[name] for one in outputs])[order] for name in (LOGITS, PROBABILITIES)
     )
     return logits, probabilities
-
-
-def _stacked(images: Iterable[Pixels]) -> Pixels:
-    """Return images of one shape and type as one array."""
-    batch: Pixels = np.stack(list(images))  # type: ignore[assignment]
-    return batch
-
-
-def _groups(sample: Sample) -> Iterator[dict[int, Pixels]]:
-    """Yield images of one shape and type together, by their numbers; large ones alone."""
-    waiting: dict[tuple[Any, ...], dict[int, Pixels]] = defaultdict(dict)
-    for number in range(len(sample)):
-        pixels = sample.image(number)
-        group = waiting[(*pixels.shape, pixels.dtype)]
-        group[number] = pixels
-        if len(group) * pixels.size >= _MOST_VALUES:
-            yield dict(group)
-            group.clear()
-    yield from filter(None, waiting.values())
 
 
 def _logarithms(probabilities: NDArray[np.floating]) -> NDArray[np.float64]:

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from classify.export.protobuf import fields
 from data_cache.console import import_keras
 from data_cache.errors import ModelError
 
@@ -109,7 +110,6 @@ SAVER_OPERATIONS = OPERATIONS | frozenset(_MORE_OF_SAVERS.split())
 """What the functions that TensorFlow adds to save and restore variables may run besides. Python's
 loader never calls them, and no other function may."""
 
-
 OBJECTS = frozenset(
     {
         "None",
@@ -126,6 +126,22 @@ OBJECTS = frozenset(
     }
 )
 """What the objects of a SavedModel may be; no resource that is made or initialized at loading."""
+
+
+_ONNX_PARTS: dict[str, dict[int, str]] = {
+    "model": {7: "graph", 25: "function"},
+    "graph": {1: "node", 5: "tensor", 15: "sparse"},
+    "function": {7: "node", 11: "attribute"},
+    "node": {5: "attribute"},
+    "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse", 23: "sparse"},
+    "sparse": {1: "tensor", 2: "tensor"},
+    "tensor": {},
+}
+"""What the messages of an ONNX file are made of, by the numbers of their fields: see onnx.proto."""
+
+_DOMAIN_OF_NODE, _FILE_OF_TENSOR = 7, 13
+ONNX_DOMAINS = frozenset({b"", b"ai.onnx"})
+"""Whose operators an ONNX file may use: those of the standard."""
 
 
 def check_keras_file(path: Path) -> None:
@@ -171,6 +187,37 @@ def _classes(value: Any) -> Iterator[tuple[Any, Any]]:
 def _named(value: Any) -> Any:
     """Return a name as it is; anything else as text, which no list has."""
     return value if value is None or isinstance(value, str) else repr(value)
+
+
+def check_onnx_file(path: Path) -> None:
+    """Refuse an ONNX file with operators outside the standard, or with weights in other files.
+
+    Raises
+    ------
+    ModelError
+        It has some, or it is no such file.
+    """
+    try:
+        foreign = set(_foreign_in_onnx(path.read_bytes()))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} is not a whole ONNX file: {error}") from error
+    _refuse(path, foreign)
+
+
+def _foreign_in_onnx(data: bytes) -> Iterator[str]:
+    """Yield what no exported classifier has, at any depth."""
+    pending = [("model", memoryview(data))]
+    while pending:
+        kind, message = pending.pop()
+        for field in fields(message):
+            if kind == "tensor" and field.number == _FILE_OF_TENSOR:
+                yield "weights that are in another file"
+            if kind == "node" and field.number == _DOMAIN_OF_NODE:
+                name = bytes(field.value)
+                if name not in ONNX_DOMAINS:
+                    yield f"operators of {name.decode(errors='replace')}"
+            if inner := _ONNX_PARTS[kind].get(field.number):
+                pending.append((inner, field.value))
 
 
 def check_saved_model(folder: Path) -> None:
@@ -239,10 +286,10 @@ def _called(nodes: Iterable[Any]) -> set[str]:
     return called
 
 
-def _refuse(folder: Path, foreign: set[str]) -> None:
+def _refuse(path: Path, foreign: set[str]) -> None:
     """Raise :class:`ModelError` if there is anything that is not allowed."""
     if foreign:
         raise ModelError(
-            f"{folder} is refused: it holds {', '.join(sorted(foreign))}, which no exported "
+            f"{path} is refused: it holds {', '.join(sorted(foreign))}, which no exported "
             "classifier needs, and which might read or write files or run code"
         )

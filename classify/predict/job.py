@@ -155,7 +155,6 @@ def _open(output: Path | None) -> Iterator[TextIO]:
         yield sys.stdout
         return
     with ExitStack() as stack:
-        output.parent.mkdir(parents=True, exist_ok=True)
         temporary = stack.enter_context(whole_file(output))
         yield stack.enter_context(temporary.open("w", encoding="utf-8", newline=""))
 

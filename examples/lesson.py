@@ -22,13 +22,13 @@ N_FROM_SCRATCH = 15_000
 FINE_TUNING = [
     "--from-cache",
     "--views",
-    "6",
+    "12",
     "--learning-rate",
     "2e-4",
     "--schedule",
     "cosine",
     "--epochs",
-    "8",
+    "12",
 ]
 SOURCE = "fashion_mnist"
 

@@ -1,6 +1,6 @@
 # make demo   sets everything up in .venv, then runs the main job on Fashion-MNIST
 # make lesson sets everything up in .venv, then makes the table of approaches, in about 15 minutes
-# make test   sets everything up in .venv, then runs the test suite
+# make test   sets everything up in .venv, then runs the test suite, in two processes
 # make data   gets Fashion-MNIST, which some tests use where they find it
 # make browser gets Debian's Chromium, in which the report is tested; needs root
 # A second run repeats no set-up.

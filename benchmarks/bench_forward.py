@@ -8,6 +8,7 @@ are compared before times are.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -37,6 +38,9 @@ def main() -> None:
     parser.add_argument("--engine-batch", type=int, default=16, help="the engine's (default 16)")
     parser.add_argument("--weights", default="imagenet")
     options = parser.parse_args()
+    has_torch = importlib.util.find_spec("torchvision") is not None
+    if has_torch:
+        importlib.import_module("torchvision")  # it crashes where TensorFlow was imported first
     report = Report(f"forward pass at {options.image_size} pixels")
     print(report.title)
     backbone = get_backbone("mobilenet_v2")
@@ -53,7 +57,7 @@ def main() -> None:
         "Keras predict": lambda: model.predict(batch, batch_size=options.batch, verbose=0),
         "tf.function": lambda: in_turn(compiled, batch, options.batch),
     }
-    if importlib.util.find_spec("torchvision"):
+    if has_torch:
         rival = torch_model(model)
         work[TORCH] = lambda: in_turn(rival, batch, options.batch)
     else:

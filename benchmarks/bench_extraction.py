@@ -8,11 +8,10 @@ as many threads as there are cores.
 from __future__ import annotations
 
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from harness import Report, alternate, arguments, ratio
+from harness import Report, alternate, arguments, ratio, threaded
 
 from data_cache.cache import FeatureCache
 from extract.backbones import get_backbone
@@ -67,10 +66,7 @@ def main() -> None:
         results["predict"] = model.predict(few, batch_size=32, verbose=0)
 
     def bare_engine() -> None:
-        size = options.bare_batch
-        parts = [scaled[start : start + size] for start in range(0, len(scaled), size)]
-        with ThreadPoolExecutor(engine.n_concurrent) as pool:
-            results["bare"] = np.concatenate(list(pool.map(engine, parts)))
+        results["bare"] = threaded(engine, scaled, options.bare_batch)
 
     sides = {"headstart": whole_job, "bare": bare_engine, "predict": keras_predict}
     seconds = alternate(sides, options.rounds)

@@ -11,11 +11,10 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
-from harness import Report, alternate, arguments, ratio
+from harness import Report, alternate, arguments, ratio, threaded
 from numpy.typing import NDArray
 
 from extract.backbones import get_backbone
@@ -91,13 +90,6 @@ def keep(
 def in_turn(model: Callable[[Features], Features], batch: Features, size: int) -> Features:
     """Run a model that uses all cores in each call."""
     return np.concatenate([model(batch[at : at + size]) for at in range(0, len(batch), size)])
-
-
-def threaded(engine: Any, batch: Features, size: int) -> Features:
-    """Run an engine that takes a call on each core."""
-    parts = [batch[at : at + size] for at in range(0, len(batch), size)]
-    with ThreadPoolExecutor(engine.n_concurrent) as pool:
-        return np.concatenate(list(pool.map(engine, parts)))
 
 
 def torch_model(keras_model: Any) -> Callable[[Features], Features]:

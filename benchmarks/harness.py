@@ -12,10 +12,14 @@ import os
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 Side = Callable[[], float | None]
 """Does a side's work once; returns its seconds, or None to have the whole call timed."""
@@ -57,6 +61,13 @@ class Report:
             return
         record = {"benchmark": self.title, "machine": machine(), "figures": self.figures}
         path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def threaded(engine: Any, batch: NDArray[np.float32], size: int) -> NDArray[np.float32]:
+    """Run an engine on (n, S, S, 3) images, ``size`` a call, as many calls at once as it takes."""
+    parts = [batch[at : at + size] for at in range(0, len(batch), size)]
+    with ThreadPoolExecutor(engine.n_concurrent) as pool:
+        return np.concatenate(list(pool.map(engine, parts)))
 
 
 def ratio(over: Sequence[float], under: Sequence[float]) -> float:

@@ -52,6 +52,14 @@ division_options = together(
 )
 """How rows are divided into those that are learned from, chosen on, and scored."""
 
+learning_rate_option = click.option(
+    "--learning-rate",
+    type=click.FloatRange(0, min_open=True),
+    default=1e-3,
+    show_default=True,
+    help="Adam's.",
+)
+
 tensorboard_option = click.option(
     "--tensorboard", is_flag=True, help="Write RUN/tensorboard too. Needs the extra `tensorboard`."
 )

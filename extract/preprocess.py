@@ -190,9 +190,9 @@ class _Span:
 
 @dataclass(frozen=True)
 class _Even:
-    """``count`` pieces of one ``size``, each ``step`` after the one before, that cover a length.
+    """``count`` pieces of one ``size``, each ``step`` after the one before.
 
-    They may overlap by a few; what two pieces have in common is computed twice.
+    They may overlap; what two pieces have in common is computed twice.
     """
 
     count: int
@@ -201,12 +201,16 @@ class _Even:
 
     @classmethod
     def cut(cls, length: int, most: int) -> _Even:
-        """Cut a length, 1 or more, into pieces of ``most`` or less."""
+        """Cover a length, 1 or more, by pieces of ``most`` or less that overlap by a few."""
         count = -(-length // most)
         while length - (count - 1) * (length // count) > most:
             count += 1
         step = length // count
         return cls(count, step, length - (count - 1) * step)
+
+    def times(self, n: int) -> _Even:
+        """Return the pieces where each place has ``n`` values."""
+        return _Even(self.count, self.step * n, self.size * n)
 
 
 @dataclass(frozen=True)
@@ -216,21 +220,22 @@ class _Bands:
     Attributes
     ----------
     out : the runs of output pixels
-    first, step : where the first run of input pixels starts, and how far each is after the one
-        before; runs may reach beyond the image, where every weight is 0
-    n_in : input pixels of a band
-    before, after : how many pixels beyond the image they reach
+    source : the runs of input pixels; they may reach beyond the image, where every weight is 0
+    before, after : how many pixels beyond the image they may be read
+    first : where the first run of input pixels starts
     weights : (bands, pixels out, pixels in) of rows, (bands, pixels in * c, pixels out * 3) of
         columns
     """
 
     out: _Even
+    source: _Even
     first: int
-    step: int
-    n_in: int
-    before: int
     after: int
     weights: NDArray[np.float32]
+
+    @property
+    def before(self) -> int:
+        return max(0, -self.first)
 
 
 @dataclass(frozen=True)
@@ -332,7 +337,7 @@ def _make_row_bands(span: _Span) -> _Bands:
     weights = np.maximum(np.float32(0), 1 - distance / radius) * inside[:, None]
     weights /= weights.sum(axis=2, keepdims=True)
     after = max(0, int(pixels[-1, -1]) + 1 - span.n_in)
-    return _Bands(out, first, step, n_in, max(0, -first), after, weights)
+    return _Bands(out, _Even(out.count, step, n_in), first, after, weights)
 
 
 def _make_column_bands(span: _Span, n_channels: int, scaling: PixelScaling) -> _Bands:
@@ -389,9 +394,10 @@ def _apply_rows(bands: _Bands, flat: Pixels, out: NDArray[np.float32]) -> None:
     """
     n_images, _, n_values = flat.shape
     room = _BLOCK_VALUES // n_images
-    n_bands = 1 + (room // n_values - bands.n_in) // bands.step if bands.step else bands.out.count
-    n_bands = max(1, n_bands)
-    width = max(1, min(n_values, room // bands.n_in))
+    source, n_bands = bands.source, bands.out.count
+    if source.step:
+        n_bands = max(1, 1 + (room // n_values - source.size) // source.step)
+    width = max(1, min(n_values, room // source.size))
     for band in range(0, bands.out.count, n_bands):
         chosen = slice(band, min(band + n_bands, bands.out.count))
         for start in range(0, n_values, width):
@@ -403,18 +409,16 @@ def _apply_row_bands(bands: _Bands, chosen: slice, flat: Pixels, out: NDArray[np
     """Resize the rows of some bands; the columns in pieces that follow one another."""
     n_images, height, n_values = flat.shape
     count = chosen.stop - chosen.start
-    top = bands.first + chosen.start * bands.step
-    n_rows = (count - 1) * bands.step + bands.n_in
+    rows_in, rows_out = replace(bands.source, count=count), replace(bands.out, count=count)
+    top = bands.first + chosen.start * rows_in.step
+    n_rows = (count - 1) * rows_in.step + rows_in.size
     above, below = max(0, -top), max(0, top + n_rows - height)
     block = _scratch.array("block", (n_images, n_rows, n_values))
     block[:, :above] = block[:, n_rows - below :] = 0
     block[:, above : n_rows - below] = flat[:, top + above : top + n_rows - below]
     pieces = _Even.cut(n_values, max(1, _PRODUCT_SIZE // bands.weights[0].size))
-    along = (pieces.count, pieces.step, pieces.size)
-    source = _tiles(block, (count, bands.step, bands.n_in), along)
-    first = chosen.start * bands.out.step
-    target = _tiles(out[:, first:], (count, bands.out.step, bands.out.size), along)
-    np.matmul(bands.weights[chosen, None], source, out=target)
+    target = _tiles(out[:, chosen.start * rows_out.step :], rows_out, pieces)
+    np.matmul(bands.weights[chosen, None], _tiles(block, rows_in, pieces), out=target)
 
 
 def _apply_columns(
@@ -426,27 +430,23 @@ def _apply_columns(
     """
     n_rows, c = rows.shape[1], n_channels
     pieces = _Even.cut(n_rows, max(2, _PRODUCT_SIZE // bands.weights[0].size))
-    down = (pieces.count, pieces.step, pieces.size)
-    n_bands, step, size = bands.out.count, 3 * bands.out.step, 3 * bands.out.size
-    across = (n_bands, bands.step * c, bands.n_in * c)
+    source = rows[:, :, (bands.first + bands.before) * c :]
+    target = out.reshape(*out.shape[:2], -1)
     np.matmul(
-        _tiles(rows[:, :, (bands.first + bands.before) * c :], down, across),
+        _tiles(source, pieces, bands.source.times(c)),
         bands.weights,
-        out=_tiles(out.reshape(*out.shape[:2], -1), down, (n_bands, step, size)),
+        out=_tiles(target, pieces, bands.out.times(3)),
     )
 
 
-def _tiles(
-    values: NDArray[np.float32], down: tuple[int, int, int], across: tuple[int, int, int]
-) -> NDArray[np.float32]:
-    """View (n, h, w) values as tiles (n, tiles down, tiles across, rows, columns), at even steps.
+def _tiles(values: NDArray[np.float32], down: _Even, across: _Even) -> NDArray[np.float32]:
+    """View (n, h, w) values as tiles, (n, tiles down, tiles across, rows, columns).
 
-    ``down`` and ``across`` are each the number of tiles, the step from one to the next, and the
-    size of each; they must lie within the values.
+    The tiles must lie within the values.
     """
     image, row, column = values.strides
-    shape = (len(values), down[0], across[0], down[2], across[2])
-    strides = (image, down[1] * row, across[1] * column, row, column)
+    shape = (len(values), down.count, across.count, down.size, across.size)
+    strides = (image, down.step * row, across.step * column, row, column)
     return as_strided(values, shape, strides)
 
 

@@ -246,18 +246,9 @@ def test_no_product_is_large_enough_to_wake_other_threads(
     height: int, width: int, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Many threads preprocess at once; threads of BLAS would be in their way."""
-    counts = []
-    matmul = np.matmul
-
-    def counting(a: NDArray, b: NDArray, out: NDArray) -> None:
-        (m, k), n = a.shape[-2:], b.shape[-1]
-        assert m > 1 or k * n < OPENBLAS_VECTOR_THREADED_ABOVE
-        counts.append(m * k * n)
-        matmul(a, b, out=out)
-
-    monkeypatch.setattr(room.np, "matmul", counting)
-    preprocess(np.zeros((1, height, width, 3), np.uint8), Preprocessing(SCALINGS["tf"], size))
-    assert max(counts) <= OPENBLAS_THREADED_ABOVE
+    products = products_of((height, width), size, monkeypatch)
+    assert all(m > 1 or k * n < OPENBLAS_VECTOR_THREADED_ABOVE for m, k, n in products)
+    assert max(m * k * n for m, k, n in products) <= OPENBLAS_THREADED_ABOVE
 
 
 @pytest.mark.parametrize(("height", "width"), [(28, 28), (200, 256), (375, 250)])
@@ -265,17 +256,24 @@ def test_no_product_is_large_enough_to_wake_other_threads(
 def test_a_small_image_takes_one_product_a_side_so_threads_do_not_hand_the_lock_around(
     height: int, width: int, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls = []
+    n_blocks = -(-height * width * 3 // room._BLOCK_VALUES)
+    assert len(products_of((height, width), size, monkeypatch)) <= n_blocks + 2
+
+
+def products_of(
+    shape: tuple[int, int], size: int, monkeypatch: pytest.MonkeyPatch
+) -> list[tuple[int, int, int]]:
+    """Return m, k and n of the matrices in each call that preprocessing an image makes."""
+    products = []
     matmul = np.matmul
 
-    def counting(a: NDArray, b: NDArray, out: NDArray) -> None:
-        calls.append(a.shape)
+    def noting(a: NDArray, b: NDArray, out: NDArray) -> None:
+        products.append((*a.shape[-2:], b.shape[-1]))
         matmul(a, b, out=out)
 
-    monkeypatch.setattr(room.np, "matmul", counting)
-    preprocess(np.zeros((1, height, width, 3), np.uint8), Preprocessing(SCALINGS["tf"], size))
-    n_blocks = -(-height * width * 3 // room._BLOCK_VALUES)
-    assert len(calls) <= n_blocks + 2
+    monkeypatch.setattr(room.np, "matmul", noting)
+    preprocess(np.zeros((1, *shape, 3), np.uint8), Preprocessing(SCALINGS["tf"], size))
+    return products
 
 
 def test_identities_are_pinned_because_caches_are_keyed_by_them() -> None:

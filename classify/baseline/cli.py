@@ -7,30 +7,21 @@ from typing import Any
 
 import click
 
-from classify.options import division_options, output_options
+from classify.options import COUNT, division_options, learning_rate_option, output_options
 from data_cache.console import Command
 from extract.cli import decode_options, listing_options, pick
 
-_COUNT = click.IntRange(min=1)
 _EXIT_SOME_LEFT_OUT = 3
 
 
 @click.command("train-baseline", cls=Command)
 @click.argument("source")
 @output_options
+@click.option("--epochs", type=COUNT, default=10, show_default=True, help="Passes over the images.")
 @click.option(
-    "--epochs", type=_COUNT, default=10, show_default=True, help="Passes over the images."
+    "--batch-size", type=COUNT, default=64, show_default=True, help="Images in a training step."
 )
-@click.option(
-    "--batch-size", type=_COUNT, default=64, show_default=True, help="Images in a training step."
-)
-@click.option(
-    "--learning-rate",
-    type=click.FloatRange(0, min_open=True),
-    default=1e-3,
-    show_default=True,
-    help="Adam's.",
-)
+@learning_rate_option
 @click.option(
     "--dropout",
     type=click.FloatRange(0, 1, max_open=True),

@@ -7,10 +7,8 @@ from typing import Any
 
 import click
 
-from classify.options import memory_limit_option, output_options, row_options
+from classify.options import COUNT, memory_limit_option, output_options, row_options
 from data_cache.console import Command
-
-_COUNT = click.IntRange(min=1)
 
 
 @click.command("compare-probes", cls=Command)
@@ -53,7 +51,7 @@ _COUNT = click.IntRange(min=1)
 )
 @click.option(
     "--n-seeds",
-    type=_COUNT,
+    type=COUNT,
     default=1,
     show_default=True,
     help="Models of each probe that draws anything, to show how far the seed moves it. All of "

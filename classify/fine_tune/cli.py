@@ -7,11 +7,9 @@ from typing import Any
 
 import click
 
-from classify.options import tensorboard_option
+from classify.options import COUNT, tensorboard_option
 from data_cache.console import Command, together
 from extract.cli import listing_options, pick
-
-_COUNT = click.IntRange(min=1)
 
 head_options = together(
     click.option(
@@ -35,7 +33,7 @@ head_options = together(
     click.option("--backbone", metavar="NAME", help="[default: the head's, else mobilenet_v2]"),
     click.option(
         "--image-size",
-        type=_COUNT,
+        type=COUNT,
         help="Side of the backbone's input in pixels.  [default: the head's]",
     ),
     click.option(
@@ -62,10 +60,10 @@ training_options = together(
         help="Adam's.",
     ),
     click.option(
-        "--epochs", type=_COUNT, default=5, show_default=True, help="Passes over the images."
+        "--epochs", type=COUNT, default=5, show_default=True, help="Passes over the images."
     ),
     click.option(
-        "--batch-size", type=_COUNT, default=64, show_default=True, help="Images in a step."
+        "--batch-size", type=COUNT, default=64, show_default=True, help="Images in a step."
     ),
     click.option(
         "--schedule",

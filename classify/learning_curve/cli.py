@@ -7,10 +7,8 @@ from typing import Any
 
 import click
 
-from classify.options import left_out_options
+from classify.options import OPEN_SHARE, left_out_options
 from data_cache.console import Command
-
-_SHARE = click.FloatRange(0, 1, min_open=True, max_open=True)
 
 
 @click.command("learning-curve", cls=Command)
@@ -36,7 +34,7 @@ _SHARE = click.FloatRange(0, 1, min_open=True, max_open=True)
     "--target",
     "targets",
     multiple=True,
-    type=_SHARE,
+    type=OPEN_SHARE,
     help="An accuracy to say the number of images for. May be given several times.",
 )
 @click.option(
@@ -53,7 +51,7 @@ _SHARE = click.FloatRange(0, 1, min_open=True, max_open=True)
 )
 @click.option(
     "--validation-split",
-    type=_SHARE,
+    type=OPEN_SHARE,
     default=0.2,
     show_default=True,
     help="Share of any number of images on which hyperparameters are chosen.",

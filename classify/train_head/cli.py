@@ -10,6 +10,7 @@ import click
 from classify.options import (
     COUNT,
     OPEN_SHARE,
+    learning_rate_option,
     memory_limit_option,
     row_options,
     run_options,
@@ -34,13 +35,7 @@ from data_cache.console import Command
     show_default=True,
     help="Rows in a training step.",
 )
-@click.option(
-    "--learning-rate",
-    type=click.FloatRange(0, min_open=True),
-    default=1e-3,
-    show_default=True,
-    help="Adam's.",
-)
+@learning_rate_option
 @click.option(
     "--dropout",
     type=click.FloatRange(0, 1, max_open=True),

@@ -2,11 +2,15 @@
 
 The bound is cores / (decode + resize + hash + forward), each in core-seconds an image: what the
 machine would do if every core did nothing else. The four are measured in the same run as the
-extraction, one after the other on one thread, in turn with it.
+extraction, one after the other on one thread, in turn with it. The extraction runs as it does for
+that many files, by worker processes, and by threads alone. Photos are taken several times over,
+each copy under a digest of its own, so that starting and finishing count for as little as they do
+for a user with many.
 """
 
 from __future__ import annotations
 
+import argparse
 import tempfile
 import time
 from collections.abc import Callable
@@ -14,7 +18,7 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
-from harness import Report, alternate, arguments
+from harness import Report, Side, alternate, arguments, ratio
 
 from data_cache.cache import FeatureCache
 from data_cache.cores import n_cores
@@ -23,9 +27,10 @@ from extract.decode import decode
 from extract.engines import choose_engine
 from extract.extraction import ExtractionOptions, extract_features
 from extract.preprocess import Preprocessing, preprocess
-from extract.sources import open_source
+from extract.sources import Source, open_source
 from extract.sources.base import content_digest
 from extract.weights import find_weights
+from extract.workers import pool
 
 TOLERANCE = 1e-5
 PHOTOS = Path(__file__).parent.parent.parent / "shared" / "data" / "cats_dogs"
@@ -36,70 +41,138 @@ def main() -> None:
     parser.add_argument("folder", type=Path, nargs="?", default=PHOTOS, help="of photos")
     parser.add_argument("--image-size", type=int, default=96)
     parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--copies", type=int, default=8, help="of each photo (default 8)")
     options = parser.parse_args()
     report = Report(f"extraction from JPEG files at {options.image_size} pixels")
     print(report.title)
 
-    source = open_source(str(options.folder))
-    rows = [
-        (split, row) for split, part in source.manifest.splits.items() for row in range(len(part))
-    ]
-    backbone = get_backbone("mobilenet_v2")
-    weights = find_weights("imagenet", backbone, options.image_size)
-    engine = choose_engine("auto", backbone, weights, options.image_size)
-    preprocessing = Preprocessing(backbone.scaling, options.image_size)
-    side = options.image_size
-    batch = np.empty((len(rows), side, side, 3), np.float32)
-    results: dict[str, np.ndarray] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        run(copied(options.folder, Path(folder), options.copies), options, report)
+    report.write(options.json)
 
-    def whole_job() -> float:
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "cache.h5"
-            done = extract_features(source, path, ExtractionOptions(image_size=side))
-            with FeatureCache.open(path) as cache:
-                results["headstart"] = np.concatenate(
-                    [cache.features(split) for split in source.manifest.splits]
-                )
-        return done.seconds
 
-    raw = [source.fetch(*position) for position in rows]
-    pixels = [decode(data) for data in raw]
+def copied(photos: Path, folder: Path, n_copies: int) -> Path:
+    """Copy photos several times, with bytes at the end that no decoder reads; return where."""
+    for path in [one for one in photos.rglob("*") if one.is_file()]:
+        data = path.read_bytes()
+        for k in range(n_copies):
+            copy = folder / path.relative_to(photos).with_stem(f"{path.stem}_{k:03d}")
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_bytes(data + k.to_bytes(2, "big"))
+    return folder
 
-    def each(work: Callable[[int], object]) -> Callable[[], float]:
-        def on_one_core() -> float:
-            start = time.thread_time()
-            for number in range(len(rows)):
-                work(number)
-            return time.thread_time() - start
 
-        return on_one_core
+class Stages:
+    """What the pipeline does to each image, a stage at a time, on one thread.
 
-    def forward() -> float:
+    Attributes
+    ----------
+    features : (n, d) float32, those of the last :meth:`forward`
+    """
+
+    def __init__(self, raw: list[bytes], options: argparse.Namespace) -> None:
+        side = options.image_size
+        backbone = get_backbone("mobilenet_v2")
+        self._engine = choose_engine(
+            "auto", backbone, find_weights("imagenet", backbone, side), side
+        )
+        self._preprocessing = Preprocessing(backbone.scaling, side)
+        self._batch_size = options.batch
+        self._raw = raw
+        self._pixels = [decode(data) for data in raw]
+        self._images = np.empty((len(raw), side, side, 3), np.float32)
+        self.resize()
+        self.forward()
+
+    def decode(self) -> None:
+        """Decode every file."""
+        for data in self._raw:
+            decode(data)
+
+    def resize(self) -> None:
+        """Bring every decoded image to the backbone's size and scale."""
+        for n, pixels in enumerate(self._pixels):
+            preprocess(pixels[None], self._preprocessing, self._images[n : n + 1])
+
+    def hash(self) -> None:
+        """Digest every file."""
+        for data in self._raw:
+            content_digest(data)
+
+    def forward(self) -> None:
+        """Take every scaled image through the backbone, and keep the features."""
+        parts = range(0, len(self._images), self._batch_size)
+        self.features = np.concatenate(
+            [self._engine(self._images[at : at + self._batch_size]) for at in parts]
+        )
+
+    def sides(self) -> dict[str, Side]:
+        """Return what measures each stage, in seconds of its thread."""
+        return {
+            work.__name__: timed(work)
+            for work in (self.decode, self.resize, self.hash, self.forward)
+        }
+
+
+def timed(work: Callable[[], None]) -> Side:
+    """Return what does some work and tells the processor time that its thread took."""
+
+    def once() -> float:
         start = time.thread_time()
-        parts = range(0, len(batch), options.batch)
-        results["alone"] = np.concatenate([engine(batch[at : at + options.batch]) for at in parts])
+        work()
         return time.thread_time() - start
 
-    stages = {
-        "decode": each(lambda n: decode(raw[n])),
-        "resize": each(lambda n: preprocess(pixels[n][None], preprocessing, batch[n : n + 1])),
-        "hash": each(lambda n: content_digest(raw[n])),
-        "forward": forward,
-    }
-    seconds = alternate({"headstart": whole_job, **stages}, options.rounds)
-    error = np.abs(results["headstart"] - results["alone"]).max() / np.abs(results["alone"]).max()
+    return once
+
+
+def whole_job(
+    source: Source, options: argparse.Namespace, stages: Stages, fewest_images: int
+) -> Side:
+    """Return what extracts every image, and tells the seconds for as many as the stages have.
+
+    Worker processes are used from ``fewest_images`` for each on.
+    """
+
+    def extract() -> float:
+        pool.FEWEST_IMAGES = fewest_images
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "cache.h5"
+            done = extract_features(source, path, ExtractionOptions(image_size=options.image_size))
+            with FeatureCache.open(path) as cache:
+                features = [cache.features(split) for split in source.manifest.splits]
+        check(np.concatenate(features)[:: options.copies], stages.features)
+        return done.seconds / options.copies
+
+    return extract
+
+
+def check(features: np.ndarray, alone: np.ndarray) -> None:
+    """See that the features of a cache are those of the stages alone."""
+    error = np.abs(features - alone).max() / np.abs(alone).max()
     assert error < TOLERANCE, error
+
+
+def run(folder: Path, options: argparse.Namespace, report: Report) -> None:
+    """Measure both sides and the stages, and report."""
+    source = open_source(str(folder))
+    rows = [
+        (split, row) for split, part in source.manifest.splits.items() for row in range(len(part))
+    ][:: options.copies]
+    stages = Stages([source.fetch(*position) for position in rows], options)
+    parts = stages.sides()
+    jobs = {
+        "headstart": whole_job(source, options, stages, pool.FEWEST_IMAGES),
+        "headstart, threads alone": whole_job(source, options, stages, len(source.manifest)),
+    }
+    seconds = alternate({**jobs, **parts}, options.rounds)
     print(f"  features agree within {TOLERANCE:g} of the largest")
-    for name in stages:
+    for name in parts:
         report.add(f"{name}, core-milliseconds an image", 1000 * median(seconds[name]) / len(rows))
-    bounds = [
-        sum(turn) / n_cores() for turn in zip(*(seconds[name] for name in stages), strict=True)
-    ]
+    bounds = [sum(turn) / n_cores() for turn in zip(*(seconds[one] for one in parts), strict=True)]
     report.add("bound of the cores", len(rows) / median(bounds), "images/s")
-    report.add("headstart", len(rows) / median(seconds["headstart"]), "images/s")
-    shares = [bound / taken for bound, taken in zip(bounds, seconds["headstart"], strict=True)]
-    report.add("headstart / bound", median(shares), "x")
-    report.write(options.json)
+    for name in jobs:
+        report.add(name, len(rows) / median(seconds[name]), "images/s")
+        report.add(f"{name} / bound", ratio(bounds, seconds[name]), "x")
 
 
 if __name__ == "__main__":

@@ -11,22 +11,24 @@ from data_cache.digests import Content
 
 
 class PendingRows:
-    """Rows that were appended and are in no shard yet."""
+    """Rows that were appended and are in no shard yet.
+
+    Attributes
+    ----------
+    n_rows : how many there are
+    """
 
     def __init__(self) -> None:
         self._batches: list[tuple[Content, NDArray[np.float32]]] = []
         self._since = time.monotonic()
-
-    @property
-    def n_rows(self) -> int:
-        """How many rows wait."""
-        return sum(len(content) for content, _ in self._batches)
+        self.n_rows = 0
 
     def add(self, content: Content, features: NDArray[np.float32]) -> None:
         """Take a copy of some rows, whose arrays the caller may use again."""
         if not self._batches:
             self._since = time.monotonic()
         self._batches.append((np.array(content, np.uint8), np.array(features, np.float32)))
+        self.n_rows += len(content)
 
     def age(self) -> float:
         """Return for how many seconds rows have waited."""
@@ -43,4 +45,5 @@ class PendingRows:
         """Forget the first rows, which are durable."""
         content, rows = self._batches[0]
         self._batches = [(content[n_rows:], rows[n_rows:])] if len(content) > n_rows else []
+        self.n_rows = sum(len(content) for content, _ in self._batches)
         self._since = time.monotonic()

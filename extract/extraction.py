@@ -7,8 +7,8 @@ shard; at the end the cache is bound. A run that finds nothing missing loads no 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib import metadata
@@ -33,6 +33,7 @@ from extract.pipeline import Pipeline, Position, Profile
 from extract.preprocess import Preprocessing, ResizeMode
 from extract.sources import Source
 from extract.weights import find_weights
+from extract.workers.pool import worker_processes
 
 OnBadImage = Literal["fail-late", "skip", "fail"]
 
@@ -143,7 +144,7 @@ class Runner(Protocol):
     def label(self) -> str:
         """Return what the progress bar says, as things are now."""
 
-    def run(self, positions: Iterator[Position], update: CacheUpdate) -> Iterator[Step]:
+    def run(self, positions: Iterator[Position], update: CacheUpdate) -> Generator[Step]:
         """Extract the images at ``positions`` into the update; yield every step."""
 
 
@@ -160,12 +161,13 @@ class LocalRunner:
         """Return what the progress bar says."""
         return "extracting"
 
-    def run(self, positions: Iterator[Position], update: CacheUpdate) -> Iterator[Step]:
+    def run(self, positions: Iterator[Position], update: CacheUpdate) -> Generator[Step]:
         """Extract the images at ``positions`` into the update; yield every step."""
-        for chunk in self._pipeline.run(positions):
-            with self.profile.stage("write"):
-                update.append(chunk.content, chunk.features)
-            yield Step(len(chunk), chunk.bad_images)
+        with closing(self._pipeline.run(positions)) as chunks:
+            for chunk in chunks:
+                with self.profile.stage("write"):
+                    update.append(chunk.content, chunk.features)
+                yield Step(len(chunk), chunk.bad_images)
 
 
 @dataclass
@@ -187,9 +189,11 @@ class Job:
 
     @contextmanager
     def start(self, update: CacheUpdate, n_missing: int) -> Iterator[Runner]:
-        """Load the backbone, here or on the workers of a cluster."""
+        """Load the backbone, here or on the workers of a cluster; end what was started."""
         if self.options.cluster is None:
-            yield LocalRunner(self.pipeline())
+            pipeline = self.pipeline()
+            with worker_processes(self.source, pipeline, n_missing) as workers:
+                yield LocalRunner(replace(pipeline, workers=workers))
             return
         from extract.cluster.runner import started
 
@@ -315,8 +319,9 @@ def _extract_missing(job: Job, plan: Plan, update: CacheUpdate) -> _Work:
         update.provenance = job.provenance(runner.engine)
         _warn_of_size(runner.n_features, job.extractor.recipe, len(job.source.manifest))
         work = _Work(profile=runner.profile)
-        with progress(runner.label, plan.n_missing) as advance:
-            for step in runner.run(plan.positions(), update):
+        steps = runner.run(plan.positions(), update)
+        with progress(runner.label, plan.n_missing) as advance, closing(steps):
+            for step in steps:
                 work.bad_images.extend(step.bad_images)
                 _check_first(work.bad_images, job.options)
                 advance(step.n_images)

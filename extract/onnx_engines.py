@@ -38,6 +38,7 @@ class OnnxEngine:
         EngineError
             ONNX Runtime is not installed, or cannot load the file.
         """
+        self._model = model
         self._session = _session(model)
         self._input = self._session.get_inputs()[0].name
         self.name = "onnx"
@@ -48,6 +49,10 @@ class OnnxEngine:
         """Return the features of a batch; see :class:`extract.engines.Engine`."""
         features: NDArray[np.float32] = self._session.run(None, {self._input: batch})[0]
         return features
+
+    def __reduce__(self) -> tuple[type, tuple[Path]]:
+        """Let another process load the file itself."""
+        return type(self), (self._model,)
 
 
 class OnnxFileEngine:
@@ -83,6 +88,10 @@ class OnnxFileEngine:
                 f"layout or image_size in the file given by --preprocess ({error})"
             ) from error
         return self._pooled(output, len(batch))
+
+    def __reduce__(self) -> tuple[type, tuple[OnnxBackbone]]:
+        """Let another process load the file itself."""
+        return type(self), (self._backbone,)
 
     def _find_output(self) -> str:
         """Return the name of the output that holds the features."""

@@ -3,7 +3,8 @@
 The images are cut into chunks. Worker threads take a chunk each through all stages: read, hash,
 decode, resize and scale, then the engine. Pillow, NumPy and the engines work outside Python's
 global lock, so one thread decodes while another runs the backbone. An engine says how many calls it
-takes at once: the ONNX engine runs one call on each core, Keras one call on all of them.
+takes at once: the ONNX engine runs one call on each core, Keras one call on all of them. For many
+files the threads hand their chunks to worker processes (:mod:`extract.workers.pool`).
 
 Chunks come out in the order they went in. Only so many wait as the taker of the results needs to
 turn away for a while, to write a shard, without the threads standing still; memory does not grow
@@ -15,7 +16,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -42,6 +43,7 @@ CANDIDATE_BATCH_SIZES = (16, 8, 4, 2, 32)
 """What ``--batch-size auto`` tries; the first is used for a source too small to measure on."""
 
 _CHUNKS_PER_CANDIDATE = 3
+_LEAST_GAIN = 0.05
 _CHUNKS_AHEAD_PER_WORKER = 2
 _BYTES_AHEAD = 16 << 20
 
@@ -81,6 +83,21 @@ class Extracted:
         return len(self.kept)
 
 
+@dataclass(frozen=True)
+class Worked:
+    """A chunk that a worker process extracted, and the core-seconds that each stage took it."""
+
+    extracted: Extracted
+    seconds: Mapping[str, float]
+
+
+class Workers(Protocol):
+    """Processes that extract chunks for the threads of a pipeline."""
+
+    def extract(self, chunk: Sequence[Position]) -> Worked | None:
+        """Extract a chunk elsewhere; None where the thread has to do it. Safe from many threads."""
+
+
 class Profile:
     """Core-seconds spent in each stage, summed over the threads; safe to add to from many."""
 
@@ -106,8 +123,9 @@ class Profile:
 class BatchSizes:
     """Gives each chunk its size; measures the candidates on real work, so nothing is wasted.
 
-    Every candidate gets the same few chunks; from then on the one whose images took the least
-    time in the median chunk is used. A size asked for by the user is used throughout.
+    Every candidate gets the same few chunks. From then on the one is used whose images took the
+    least time in the median chunk; the first candidate, unless that gains 5%: what a chunk costs
+    besides the engine is not measured. A size asked for by the user is used throughout.
     """
 
     def __init__(self, fixed: int | None = None) -> None:
@@ -140,7 +158,10 @@ class BatchSizes:
         """Return the candidate with the least time an image, as far as is known."""
         known = {size: self._measured.get(size) for size in CANDIDATE_BATCH_SIZES}
         rated = {size: median(times) for size, times in known.items() if times}
-        return min(rated, key=rated.__getitem__, default=CANDIDATE_BATCH_SIZES[0])
+        first = CANDIDATE_BATCH_SIZES[0]
+        best = min(rated, key=rated.__getitem__, default=first)
+        is_clear = first not in rated or rated[best] < (1 - _LEAST_GAIN) * rated[first]
+        return best if is_clear else first
 
 
 @dataclass(frozen=True)
@@ -158,6 +179,7 @@ class Pipeline:
     runs_ahead : finish chunks before they are taken, up to 16 MiB of features; else only a few, for
         a source that holds the images under way
     view : the random view of each image that is extracted instead of the image
+    workers : processes that take chunks through the stages while the threads wait for them
     sizes : what has been measured of batch sizes by earlier runs; None starts anew
     """
 
@@ -172,8 +194,9 @@ class Pipeline:
     runs_ahead: bool = False
     sizes: BatchSizes | None = None
     view: View | None = None
+    workers: Workers | None = None
 
-    def run(self, positions: Iterator[Position]) -> Iterator[Extracted]:
+    def run(self, positions: Iterator[Position]) -> Generator[Extracted]:
         """Yield the finished chunks of the images at ``positions``, in order.
 
         Closing the iterator, or an exception such as Ctrl-C, waits for the chunks under way and
@@ -185,7 +208,7 @@ class Pipeline:
         with ThreadPoolExecutor(self.n_workers, "extract") as pool:
             try:
                 while chunk := list(islice(positions, sizes.next_size())):
-                    waiting.append(pool.submit(self._extract, chunk, sizes, turns))
+                    waiting.append(pool.submit(self._take, chunk, sizes, turns))
                     n_ahead = self._n_ahead(sizes, len(chunk))
                     while waiting and (waiting[0].done() or len(waiting) >= n_ahead):
                         yield waiting.popleft().result()
@@ -194,6 +217,23 @@ class Pipeline:
             finally:
                 for future in waiting:
                     future.cancel()
+
+    def extract_chunk(self, chunk: Sequence[Position]) -> Extracted:
+        """Take one chunk through all stages, here and now."""
+        return self._extract(chunk, BatchSizes(len(chunk)), threading.Semaphore())
+
+    def _take(
+        self, chunk: Sequence[Position], sizes: BatchSizes, turns: threading.Semaphore
+    ) -> Extracted:
+        """Have a chunk extracted: by a worker, where there is one, else by this thread."""
+        worked = self.workers.extract(chunk) if self.workers else None
+        if worked is None:
+            return self._extract(chunk, sizes, turns)
+        for stage, seconds in worked.seconds.items():
+            self.profile.add(stage, seconds)
+        if n_images := len(worked.extracted.features):
+            sizes.report(n_images, worked.seconds["forward"])
+        return worked.extracted
 
     def _n_ahead(self, sizes: BatchSizes, n_images: int) -> int:
         """Return how many chunks of so many images may be under way or wait to be taken."""

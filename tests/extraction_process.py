@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,24 +11,42 @@ from data_cache.part import Part
 from data_cache.update import UpdateOptions
 from extract.extraction import ExtractionOptions, extract_features
 from extract.sources import SourceOptions, open_source
+from extract.workers import pool
 
 SHARD_ROWS = 16
 
 
+WITH_WORKERS = "workers"
+
+
 def start(
-    source: Path, output: Path, model: Path, *, part: str = "", cluster: str = ""
+    source: Path,
+    output: Path,
+    model: Path,
+    *,
+    part: str = "",
+    cluster: str = "",
+    stderr: Path = Path(os.devnull),
 ) -> subprocess.Popen[bytes]:
-    """Begin an extraction with the model that ``write_tiny_onnx`` left in a folder."""
+    """Begin an extraction with the model that ``write_tiny_onnx`` left in a folder.
+
+    It leads a process group of its own, as a command that a shell starts does. The ``cluster``
+    :data:`WITH_WORKERS` is worker processes of this machine, however few images there are.
+    """
     words = [source, output, model, part, cluster]
-    return subprocess.Popen(
-        [sys.executable, __file__, *map(str, words)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    with stderr.open("wb") as stream:
+        return subprocess.Popen(
+            [sys.executable, __file__, *map(str, words)],
+            stdout=subprocess.DEVNULL,
+            stderr=stream,
+            process_group=0,
+        )
 
 
 def extract(source: Path, output: Path, model: Path, part: str = "", cluster: str = "") -> None:
     """Run an extraction in this process."""
+    if cluster == WITH_WORKERS:
+        pool.FEWEST_IMAGES, cluster = 1, ""
     options = ExtractionOptions(
         backbone=f"onnx:{model / 'tiny.onnx'}",
         preprocess=model / "tiny.json",

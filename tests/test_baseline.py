@@ -286,6 +286,7 @@ def test_gray_stays_one_channel_unless_there_is_color(
 
 
 def test_resized_images_are_tensorflows(tmp_path: Path) -> None:
+    import_keras()
     import tensorflow as tf
 
     photos = write_photos(tmp_path / "photos", {"a": "RGB", "b": "RGB"}, side=20)

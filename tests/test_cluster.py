@@ -41,11 +41,11 @@ from data_cache.shards import write_shard
 from data_cache.update import CacheUpdate, UpdateOptions
 from extract.cli import extract_features as command
 from extract.cluster import runner
-from extract.cluster.images import Opening, task_images
 from extract.cluster.task import Making, WorkerJob, extract_shard, package_version, why_unfit
 from extract.extraction import ExtractionOptions, ExtractionReport, extract_features
 from extract.extractor import WeightsChoice
 from extract.sources import ArraySource, Source, SourceOptions, open_source
+from extract.workers.images import Opening, task_images
 
 pytest.importorskip("distributed")
 logging.getLogger("distributed").setLevel(logging.CRITICAL)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from data_cache.bad_images import bad_images_file
 from data_cache.cache import FeatureCache
+from data_cache.console import import_keras
 from data_cache.errors import (
     BadImageError,
     BadImagesError,
@@ -64,6 +65,7 @@ def source(n_train: int = 20, kind: type[ArraySource] = ArraySource) -> ArraySou
 
 def expected(images: NDArray[np.uint8]) -> NDArray[np.float64]:
     """Return the mean of each resized image, scaled to [-1, 1] as MobileNetV2 wants it."""
+    import_keras()
     import tensorflow as tf
 
     resized = tf.image.resize(images[..., None], (SIDE, SIDE), antialias=True).numpy()

@@ -16,6 +16,7 @@ import pytest
 from classify.results.runs import load_run
 from classify.train_head.job import TrainingOptions, train_head
 from data_cache.cache import FeatureCache
+from data_cache.console import import_keras
 from data_cache.errors import DataUnavailableError
 from extract.assets import find_here
 from extract.datasets import get_dataset
@@ -75,7 +76,7 @@ def test_fashion_mnist_gets_the_accuracy_that_was_measured_independently(
 
 
 def test_fashion_mnist_features_are_those_of_keras(fashion: Path) -> None:
-    import keras
+    keras = import_keras()
     import tensorflow as tf
 
     images = get_dataset("fashion_mnist").load({"train": 8}).splits["train"][0]

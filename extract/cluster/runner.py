@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -16,7 +16,6 @@ from data_cache.console import say, warn
 from data_cache.errors import ClusterError, HeadstartError
 from data_cache.layout import parts_folder
 from data_cache.update import CacheUpdate
-from extract.cluster.images import TaskImages, opening_of, task_images
 from extract.cluster.task import (
     TOPIC,
     Making,
@@ -33,6 +32,7 @@ from extract.extractor import WeightsChoice
 from extract.onnx_backbone import OnnxBackbone
 from extract.pipeline import Position, Profile
 from extract.sources import Source
+from extract.workers.images import TaskImages, opening_of, task_images
 
 _N_RETRIES = 5
 _TASKS_AHEAD_PER_THREAD = 2
@@ -50,7 +50,7 @@ class ClusterRunner:
         Parameters
         ----------
         client : a ``distributed.Client``
-        source : one that :func:`extract.cluster.images.opening_of` takes
+        source : one that :func:`extract.workers.images.opening_of` takes
         job : what is the same for all tasks
         n_rows : the most rows of a shard
 
@@ -83,7 +83,7 @@ class ClusterRunner:
         """How often a task was begun again."""
         return sum(self._starts.values()) - len(self._starts) + self._n_resubmitted
 
-    def run(self, positions: Iterator[Position], update: CacheUpdate) -> Iterator[Step]:
+    def run(self, positions: Iterator[Position], update: CacheUpdate) -> Generator[Step]:
         """Extract the images at ``positions`` into the update; yield a step for each shard.
 
         A few tasks for each thread of the cluster are handed out at a time, so neither the

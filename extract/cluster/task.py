@@ -22,10 +22,10 @@ from data_cache.recipe import Recipe
 from data_cache.rows import BadImage
 from data_cache.shards import write_shard
 from data_cache.storage import as_stored
-from extract.cluster.images import Opening, ReadableImages, TaskImages
 from extract.engines import Engine
 from extract.extractor import Extractor, WeightsChoice, open_extractor
 from extract.pipeline import BatchSizes, Pipeline, Profile
+from extract.workers.images import Opening, ReadableImages, TaskImages
 
 _LOADING = threading.Lock()
 TOPIC = "headstart"

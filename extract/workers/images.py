@@ -1,4 +1,4 @@
-"""Images as a task carries them: by name, so that any worker can read them itself."""
+"""Images as another process is sent them: by name, so that it can read them itself."""
 
 from __future__ import annotations
 

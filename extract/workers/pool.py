@@ -1,0 +1,175 @@
+"""Worker processes of this machine, for images that take long to decode.
+
+Threads take turns with Python's global lock, for every call into Pillow and NumPy; with photos that
+costs a fifth of the rate on two cores, and more the more cores there are. A process has a lock of
+its own. Each thread of the pipeline sends its chunk to a worker and waits; until the first worker
+is ready, and where one is lost, the threads do the work themselves.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import numpy as np
+
+from data_cache.console import warn
+from data_cache.cores import n_cores
+from data_cache.memory import available_bytes
+from extract.convert import TOLERANCE, relative_error
+from extract.pipeline import Pipeline, Position, Worked
+from extract.sources import FileSource, Source
+from extract.workers.images import Opening, task_images
+from extract.workers.process import Stages, probe
+
+FEWEST_IMAGES = 2_000
+"""So many images for each worker, at least: fewer are done before starting it has paid off."""
+
+_BYTES_OF_A_WORKER = 500 << 20
+_ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+
+
+class WorkerProcess:
+    """One process, and the socket to it; used by one thread at a time."""
+
+    def __init__(self, stages: Stages) -> None:
+        """Start it; it is not ready yet."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            # A session of its own: Ctrl-C is for this process, which then ends the worker.
+            self.process = subprocess.Popen(  # noqa: S603 (this Python, a module of this package)
+                [sys.executable, "-m", "extract.workers.process", str(theirs.fileno())],
+                env={**os.environ, **_ONE_THREAD, "PYTHONPATH": _module_paths()},
+                stdin=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,
+            )
+        self._connection = Connection(ours.detach())
+        self._connection.send(stages)
+
+    @property
+    def has_answer(self) -> bool:
+        """Whether :meth:`answer` would not wait."""
+        return self._connection.poll()
+
+    def send(self, message: object) -> None:
+        """Send what the worker is to answer; raise ``OSError`` where it is gone."""
+        self._connection.send(message)
+
+    def answer(self) -> object:
+        """Wait for an answer; raise ``EOFError`` or ``OSError`` where the worker is gone."""
+        return self._connection.recv()
+
+    def end(self) -> int:
+        """End it, and return its exit code."""
+        self.process.terminate()
+        code = self.process.wait()
+        self._connection.close()
+        return code
+
+
+class WorkerProcesses:
+    """Worker processes that are ready, or starting; see :class:`extract.pipeline.Workers`."""
+
+    def __init__(self, source: Source, stages: Stages, n_workers: int) -> None:
+        """Start ``n_workers`` processes, which read the images of ``source`` themselves."""
+        self._source = source
+        self._expected = stages.engine(probe(stages.preprocessing.image_size))
+        self._lock = threading.Lock()
+        self._starting = [WorkerProcess(stages) for _ in range(n_workers)]
+        self._idle: deque[WorkerProcess] = deque()
+
+    def extract(self, chunk: Sequence[Position]) -> Worked | None:
+        """Have a worker extract a chunk; None where none is free, or where it was lost."""
+        worker = self._take()
+        if worker is None:
+            return None
+        try:
+            worker.send(task_images(self._source, chunk))
+            worked = worker.answer()
+        except (EOFError, OSError):
+            worked = "it ended"
+        if not isinstance(worked, Worked):
+            _lose(worker, worked)
+            return None
+        self._idle.append(worker)
+        return worked
+
+    def close(self) -> None:
+        """End all workers; no thread may be waiting for one."""
+        with self._lock:
+            for worker in (*self._starting, *self._idle):
+                worker.end()
+            self._starting.clear()
+            self._idle.clear()
+
+    def _take(self) -> WorkerProcess | None:
+        """Return a worker that is ready, after a look at those that were starting."""
+        with self._lock:
+            for worker in [one for one in self._starting if one.has_answer]:
+                self._starting.remove(worker)
+                self._admit(worker)
+            return self._idle.popleft() if self._idle else None
+
+    def _admit(self, worker: WorkerProcess) -> None:
+        """Let a worker work whose features of the probe are this process's; end any other."""
+        try:
+            found = worker.answer()
+        except (EOFError, OSError):
+            found = "it ended"
+        if not isinstance(found, np.ndarray):
+            _lose(worker, found)
+        elif not relative_error(found, self._expected) <= TOLERANCE:
+            _lose(worker, "its features are not those of this process")
+        else:
+            self._idle.append(worker)
+
+
+def _lose(worker: WorkerProcess, reason: object) -> None:
+    """End a worker and warn of it."""
+    code = worker.end()
+    warn(f"a worker process is lost ({reason}; exit code {code}): going on without it, more slowly")
+
+
+@contextmanager
+def worker_processes(
+    source: Source, pipeline: Pipeline, n_missing: int
+) -> Iterator[WorkerProcesses | None]:
+    """Start a worker for each core while the body runs, where ``n_missing`` images are worth it."""
+    n_workers = n_cores()
+    if not _is_worth_it(source, pipeline, n_missing, n_workers):
+        yield None
+        return
+    stages = Stages(Opening(), pipeline.decoding, pipeline.preprocessing, pipeline.engine)
+    workers = WorkerProcesses(source, stages, n_workers)
+    try:
+        yield workers
+    finally:
+        workers.close()
+
+
+def _is_worth_it(source: Source, pipeline: Pipeline, n_missing: int, n_workers: int) -> bool:
+    """Tell whether processes are faster than threads: for many files, and cores to spare."""
+    return (
+        os.name == "posix"
+        and bool(sys.executable)
+        and isinstance(source, FileSource)
+        and pipeline.view is None
+        and pipeline.engine.n_concurrent > 1
+        and n_workers > 1
+        and n_missing >= FEWEST_IMAGES * n_workers
+        and available_bytes() > _BYTES_OF_A_WORKER * n_workers
+    )
+
+
+def _module_paths() -> str:
+    """Return where this process finds modules, as ``PYTHONPATH`` has it."""
+    return os.pathsep.join(path or str(Path.cwd()) for path in sys.path)

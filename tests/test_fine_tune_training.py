@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from tiny_backbone import TINY
 from classify.fine_tune.assembly import assemble, normalizations, unfreeze
 from classify.fine_tune.checkpoints import Checkpoints, Progress
 from classify.fine_tune.decision import CROSS_FITTED_BELOW, Decision, DecisionPlan
-from classify.fine_tune.network import ArrayInputs, LabeledRows, Network
+from classify.fine_tune.network import LabeledRows, Network
 from classify.fine_tune.pixels import Imaging, PixelInputs, Room
 from classify.fine_tune.rows import SourceRows
 from classify.fine_tune.training import Listener, TrainingSpec, train
@@ -32,6 +32,17 @@ from extract.sources import ArraySource
 from extract.weights import random_weights
 
 N, WIDTH, N_CLASSES = 50, 6, 3
+
+
+@dataclass(frozen=True)
+class ArrayInputs:
+    """Inputs that are in memory, the same in every epoch."""
+
+    array: NDArray[np.float32]
+
+    def batch(self, rows: NDArray[np.int64], epoch: int) -> tuple[NDArray[np.float32]]:
+        del epoch
+        return (self.array[rows],)
 
 
 def small_network(dropout: float = 0.0) -> Network:
@@ -52,7 +63,7 @@ def rows() -> LabeledRows:
     rng = np.random.default_rng(0)
     labels = np.arange(N) % N_CLASSES
     features = rng.normal(0, 1, (N, WIDTH)) + labels[:, None] / 2
-    return LabeledRows(ArrayInputs([features.astype(np.float32)]), labels)
+    return LabeledRows(ArrayInputs(features.astype(np.float32)), labels)
 
 
 def weights_of(network: Network) -> list[NDArray]:
@@ -176,7 +187,7 @@ def test_no_moving_statistics_of_52_change_and_nothing_frozen(n_layers: int) -> 
     before = {one.path: one.numpy() for one in network.trunk.weights}
     rng = np.random.default_rng(0)
     rows = LabeledRows(
-        ArrayInputs([rng.normal(0, 1, (8, 32, 32, 3)).astype(np.float32)]), np.arange(8) % 2
+        ArrayInputs(rng.normal(0, 1, (8, 32, 32, 3)).astype(np.float32)), np.arange(8) % 2
     )
     train(network, rows, rows, TrainingSpec(1e-2, 1, 4))
     changed = {

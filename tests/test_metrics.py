@@ -23,7 +23,6 @@ from classify.statistics.metrics import (
     macro_f1,
     macro_f1_of_counts,
     missing_classes,
-    most_confident_mistakes,
     softmax,
 )
 
@@ -129,17 +128,3 @@ def test_class_figures_equal_scikit_learns(labels: np.ndarray, predictions: np.n
 def test_missing_classes_are_those_without_rows() -> None:
     assert missing_classes(np.array([3, 1, 1]), 5).tolist() == [0, 2, 4]
     assert missing_classes(np.empty(0, np.int64), 2).tolist() == [0, 1]
-
-
-@given(labels=labels_of_three, logits=finite_logits, n_most=st.integers(0, 7))
-def test_most_confident_mistakes_are_wrong_rows_by_falling_confidence(
-    labels: np.ndarray, logits: np.ndarray, n_most: int
-) -> None:
-    found = most_confident_mistakes(labels, logits, n_most)
-    confidence = scipy_softmax(logits, axis=1).max(axis=1)
-    wrong = np.flatnonzero(logits.argmax(axis=1) != labels)
-    assert len(found) == min(n_most, len(wrong))
-    assert set(found) <= set(wrong)
-    assert (np.diff(confidence[found]) <= 1e-12).all()
-    if n_most and len(wrong):
-        assert confidence[found[0]] == pytest.approx(confidence[wrong].max())

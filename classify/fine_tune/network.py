@@ -39,18 +39,6 @@ class Inputs(Protocol):
 
 
 @dataclass(frozen=True)
-class ArrayInputs:
-    """Inputs that are in memory: an array (n, ...) for each input of the trunk."""
-
-    arrays: Sequence[NDArray]
-
-    def batch(self, rows: NDArray[np.int64], epoch: int) -> Batch:
-        """Return the inputs of rows (m,), the same in every epoch."""
-        del epoch
-        return tuple(np.asarray(array[rows], np.float32) for array in self.arrays)
-
-
-@dataclass(frozen=True)
 class LabeledRows:
     """Rows to train on or to measure: inputs, labels (n,) int64, weights (n,) or None for 1."""
 

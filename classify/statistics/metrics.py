@@ -138,19 +138,6 @@ def missing_classes(labels: NDArray[np.integer], n_classes: int) -> NDArray[np.i
     return np.flatnonzero(np.bincount(labels, minlength=n_classes) == 0)
 
 
-def most_confident_mistakes(
-    labels: NDArray[np.integer], logits: NDArray[np.floating], n_most: int
-) -> NDArray[np.intp]:
-    """Return the positions of the ``n_most`` wrong rows of highest confidence, highest first.
-
-    A row's confidence is the probability of what it is predicted as. Of equals, the earlier row
-    comes first; fewer come back where fewer are wrong.
-    """
-    wrong = np.flatnonzero(logits.argmax(axis=1) != labels)
-    surprise = -log_softmax(logits[wrong]).max(axis=1, initial=-np.inf)
-    return wrong[np.argsort(surprise, kind="stable")[:n_most]]
-
-
 def _right(counts: NDArray) -> NDArray:
     """Return the diagonals (..., k) of confusion matrices (..., k, k)."""
     return np.diagonal(counts, axis1=-2, axis2=-1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -212,6 +213,37 @@ def test_worker_that_cannot_begin_says_why(
     workers = started(source, stages(one, opening=nowhere), 1)
     wait_for(lambda: workers.extract(positions(source)[:8]) is None and not processes())
     assert "none.npz" in capsys.readouterr().err
+
+
+def test_extraction_goes_on_where_no_process_can_be_started(
+    folder: Path,
+    source: Source,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def refuse(*_arguments: Any, **_more: Any) -> None:
+        raise BlockingIOError("too many processes")
+
+    one = pipeline(folder, source)
+    monkeypatch.setattr(pool.subprocess, "Popen", refuse)
+    with worker_processes(source, one, 10**6) as workers:
+        chunks = list(replace(one, workers=workers).run(iter(positions(source))))
+    assert sum(map(len, chunks)) == 2 * N_IMAGES + 1
+    assert "0 of 2 worker processes were started (too many processes)" in capsys.readouterr().err
+
+
+def test_worker_imports_nothing_from_the_folder_it_is_started_in(
+    folder: Path,
+    source: Source,
+    started: Callable[..., WorkerProcesses],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "extract.py").write_text("raise SystemExit('a module of somebody else')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(pool.sys, "path", [one for one in sys.path if one])
+    one = pipeline(folder, source)
+    assert len(patiently(started(source, stages(one), 1), positions(source)[:8]).extracted) == 8
 
 
 def slow_extraction(tmp_path: Path) -> subprocess.Popen[bytes]:

@@ -43,16 +43,16 @@ class WorkerProcess:
     def __init__(self, stages: Stages) -> None:
         """Start it; it is not ready yet."""
         ours, theirs = socket.socketpair()
+        self._connection = Connection(ours.detach())
         with theirs:
             # A session of its own: Ctrl-C is for this process, which then ends the worker.
             self.process = subprocess.Popen(  # noqa: S603 (this Python, a module of this package)
-                [sys.executable, "-m", "extract.workers.process", str(theirs.fileno())],
+                [sys.executable, "-P", "-m", "extract.workers.process", str(theirs.fileno())],
                 env={**os.environ, **_ONE_THREAD, "PYTHONPATH": _module_paths()},
                 stdin=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
             )
-        self._connection = Connection(ours.detach())
         self._connection.send(stages)
 
     @property
@@ -84,7 +84,7 @@ class WorkerProcesses:
         self._source = source
         self._expected = stages.engine(probe(stages.preprocessing.image_size))
         self._lock = threading.Lock()
-        self._starting = [WorkerProcess(stages) for _ in range(n_workers)]
+        self._starting = list(_started(stages, n_workers))
         self._idle: deque[WorkerProcess] = deque()
 
     def extract(self, chunk: Sequence[Position]) -> Worked | None:
@@ -131,6 +131,16 @@ class WorkerProcesses:
             _lose(worker, "its features are not those of this process")
         else:
             self._idle.append(worker)
+
+
+def _started(stages: Stages, n_workers: int) -> Iterator[WorkerProcess]:
+    """Yield workers that were started: fewer, with a warning, where the system allows no more."""
+    for number in range(n_workers):
+        try:
+            yield WorkerProcess(stages)
+        except OSError as error:
+            warn(f"{number} of {n_workers} worker processes were started ({error}): going on so")
+            return
 
 
 def _lose(worker: WorkerProcess, reason: object) -> None:

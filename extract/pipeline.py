@@ -18,7 +18,6 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from statistics import median
@@ -105,19 +104,30 @@ class Profile:
         self.seconds: dict[str, float] = defaultdict(float)
         self._lock = threading.Lock()
 
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Add the processor time that this thread spends in the body to a stage."""
-        start = time.thread_time()
-        try:
-            yield
-        finally:
-            self.add(name, time.thread_time() - start)
+    def stage(self, name: str) -> Stage:
+        """Add the processor time that this thread spends in the body of a ``with`` to a stage."""
+        return Stage(self, name)
 
     def add(self, name: str, seconds: float) -> None:
         """Add to a stage."""
         with self._lock:
             self.seconds[name] += seconds
+
+
+class Stage:
+    """The body of a ``with``, whose processor time goes to a profile: every image has some."""
+
+    __slots__ = ("_name", "_profile", "_start")
+
+    def __init__(self, profile: Profile, name: str) -> None:
+        self._profile = profile
+        self._name = name
+
+    def __enter__(self) -> None:
+        self._start = time.thread_time()
+
+    def __exit__(self, *_error: object) -> None:
+        self._profile.add(self._name, time.thread_time() - self._start)
 
 
 class BatchSizes:
@@ -349,7 +359,8 @@ class ScaledBatch:
         """Scale the images that wait."""
         if not self._waiting:
             return
-        pixels: Pixels = np.stack(self._waiting)
+        first, *others = self._waiting
+        pixels: Pixels = np.stack(self._waiting) if others else first[None]
         self._waiting.clear()
         rows = slice(self._n_scaled, self._n_scaled + len(pixels))
         with self._profile.stage("resize"):

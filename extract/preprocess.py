@@ -408,8 +408,9 @@ def _apply_rows(bands: _Bands, flat: Pixels, out: NDArray[np.float32]) -> None:
 def _apply_row_bands(bands: _Bands, chosen: slice, flat: Pixels, out: NDArray[np.float32]) -> None:
     """Resize the rows of some bands; the columns in pieces that follow one another."""
     n_images, height, n_values = flat.shape
-    count = chosen.stop - chosen.start
-    rows_in, rows_out = replace(bands.source, count=count), replace(bands.out, count=count)
+    rows_in, rows_out = bands.source, bands.out
+    if (count := chosen.stop - chosen.start) < rows_out.count:
+        rows_in, rows_out = replace(rows_in, count=count), replace(rows_out, count=count)
     top = bands.first + chosen.start * rows_in.step
     n_rows = (count - 1) * rows_in.step + rows_in.size
     above, below = max(0, -top), max(0, top + n_rows - height)
@@ -442,12 +443,22 @@ def _apply_columns(
 def _tiles(values: NDArray[np.float32], down: _Even, across: _Even) -> NDArray[np.float32]:
     """View (n, h, w) values as tiles, (n, tiles down, tiles across, rows, columns).
 
-    The tiles must lie within the values.
+    The tiles must lie within the values. NumPy's ``as_strided`` would do it too, but takes as long
+    as resizing a few rows.
     """
     image, row, column = values.strides
     shape = (len(values), down.count, across.count, down.size, across.size)
     strides = (image, down.step * row, across.step * column, row, column)
-    return as_strided(values, shape, strides)
+    owner = values if values.base is None else values.base
+    if not (isinstance(owner, np.ndarray) and owner.flags.c_contiguous):
+        return as_strided(values, shape, strides)
+    return np.ndarray(shape, values.dtype, owner, _address(values) - _address(owner), strides)
+
+
+def _address(values: NDArray) -> int:
+    """Return where in memory an array begins."""
+    address: int = values.__array_interface__["data"][0]
+    return address
 
 
 def _add_offset(area: NDArray[np.float32], scaling: PixelScaling) -> None:

@@ -12,17 +12,19 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.preprocessing import StandardScaler
 
 from data_cache.cache import FeatureCache
 from data_cache.console import say
 from data_cache.memory import available_bytes, parse_size
 from data_cache.recipe import Recipe
 from data_cache.rows import Rows
+
+if TYPE_CHECKING:
+    from sklearn.preprocessing import StandardScaler
 
 _MOST_BLOCK_ROWS = 8192
 _MOST_SHUFFLE_BLOCK = 1024
@@ -276,6 +278,8 @@ def map_rows(
 
 def fit_scaler(features: Features) -> StandardScaler:
     """Return the mean and standard deviation of each feature, in float64, from one pass."""
+    from sklearn.preprocessing import StandardScaler
+
     scaler = StandardScaler()
     for block, _ in feature_blocks(features):
         scaler.partial_fit(block)

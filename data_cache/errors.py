@@ -48,6 +48,9 @@ images were left out, or 4, where a new model was trained and the champion stays
 
 from __future__ import annotations
 
+EXIT_SOME_LEFT_OUT = 3
+"""What a command ends with that did its work, but for images that it had to leave out."""
+
 
 class HeadstartError(Exception):
     """Base of every error that is raised on purpose."""

@@ -18,7 +18,7 @@ from typing import Literal, Protocol
 from data_cache.bad_images import write_bad_images
 from data_cache.connecting import n_local_workers
 from data_cache.console import progress, say, warn
-from data_cache.errors import BadImagesError
+from data_cache.errors import EXIT_SOME_LEFT_OUT, BadImagesError
 from data_cache.leaks import LeakReport, exact_duplicates
 from data_cache.plan import Plan
 from data_cache.recipe import Provenance, Recipe
@@ -39,9 +39,6 @@ OnBadImage = Literal["fail-late", "skip", "fail"]
 
 BUILT_IN_IMAGE_SIZE = 96
 """Side, in pixels, to which the images of the built-in sets are brought unless told otherwise."""
-
-EXIT_SOME_LEFT_OUT = 3
-"""What ``extract-features`` ends with when images were left out and ``fail-late`` holds."""
 
 _FLOAT32_BYTES = 4
 _RECORDED_PACKAGES = ("headstart", "tensorflow", "keras", "onnxruntime", "numpy", "h5py", "pillow")

@@ -33,7 +33,7 @@ from classify.export import exporting
 from classify.export.cli import export_model as command
 from classify.export.exporting import ExportOptions, export_model
 from classify.export.formats import OnnxFormat
-from classify.export.head import DenseLayer
+from classify.export.graph import DenseLayer
 from classify.export.images import Pool, draw, open_place
 from classify.export.sealing import unseal
 from classify.export.tflite import TfliteFormat

@@ -9,8 +9,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from classify.export.graph import _resize, _scale
-from classify.export.head import DenseLayer, dense_layers
+from classify.export.graph import DenseLayer, _resize, _scale
+from classify.export.head import dense_layers
 from classify.export.images import Sample
 from classify.export.parity import check_parity
 from classify.heads.dense import DenseHead

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from classify.export import exporting
 from classify.export.formats import Runner
-from classify.export.head import DenseLayer
+from classify.export.graph import DenseLayer
 from classify.export.images import Sample
 from classify.export.parity import FixedCheck, FixedParity
 from classify.export.tflite import fit, fit_as_phones_do

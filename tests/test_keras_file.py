@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from classify.heads.dense import DenseHead
-from classify.heads.keras_file import read_dense_head
 from classify.predict.run import load_model
 from classify.results.runs import Run
+from classify.stored.keras_file import read_dense_head
 from data_cache.console import import_keras
 from data_cache.errors import RunError
 
@@ -46,7 +46,25 @@ def test_logits_are_those_of_keras(tmp_path: Path, options: dict[str, Any]) -> N
     expected = model.predict(X, verbose=0)
     np.testing.assert_allclose(stored.logits(X), expected, rtol=1e-5, atol=1e-5)
     assert np.ptp(expected) > 1
-    np.testing.assert_array_equal(stored.predict(X), expected.argmax(axis=1))
+    assert stored.classes_.tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("features", "message"),
+    [
+        (X[:, 1:], r"features are \(200, 6\): expected \(n, 7\)"),
+        (X[0], r"features are \(7,\)"),
+        (np.where(np.arange(7) == 3, np.nan, X), "NaN or infinity"),
+        (np.where(np.arange(7) == 3, np.inf, X), "NaN or infinity"),
+    ],
+)
+def test_features_that_are_not_the_heads_are_refused(
+    head: Path, features: np.ndarray, message: str
+) -> None:
+    stored = read_dense_head(head, 4)
+    assert stored is not None
+    with pytest.raises(ValueError, match=message):
+        stored.logits(features)
 
 
 def rewrite(path: Path, name: str, change: Callable[[bytes], bytes]) -> None:

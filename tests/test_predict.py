@@ -24,8 +24,8 @@ from PIL import Image
 import classify
 from classify.predict.classifiers import Predictions, PredictOptions
 from classify.predict.cli import predict_images
-from classify.probes import LogisticRegressionProbe
-from classify.results.runs import write_metrics
+from classify.probes import LogisticRegressionProbe, NearestMeanProbe, RidgeProbe
+from classify.results.runs import MODEL_FILES, PROBE_FILES, write_metrics
 from data_cache.cache import FeatureCache
 from data_cache.errors import (
     BadImagesError,
@@ -685,8 +685,14 @@ def test_package_imports_nothing_heavy_until_a_run_is_loaded() -> None:
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
 
 
-@pytest.mark.parametrize("model", ["logistic_regression", "dense"])
-def test_predicting_with_the_onnx_engine_imports_no_tensorflow(
+HEAVY = {"tensorflow", "keras", "sklearn", "scipy", "matplotlib", "pandas", "jinja2"}
+
+
+@pytest.mark.parametrize(
+    "model",
+    ["logistic_regression", "dense", "dense_hidden", "ridge", "discriminant", "nearest_mean"],
+)
+def test_predicting_with_the_onnx_engine_imports_nothing_that_only_training_needs(
     cache: Path, probe: LogisticRegressionProbe, tmp_path: Path, model: str
 ) -> None:
     """The backbone is an ONNX file of the user's own, so not even a conversion is needed."""
@@ -701,14 +707,15 @@ def test_predicting_with_the_onnx_engine_imports_no_tensorflow(
     onnx.save(made, file)
     settings.write_text(json.dumps({"image_size": SIDE}))
     recipe = own_recipe(cache, file, settings)
-    run = write_run(tmp_path / "run", cache, probe, recipe=recipe, selected=model)
-    write_keras_head(run / "head.keras")
+    kind = "head" if model in MODEL_FILES else "comparison"
+    run = write_run(tmp_path / "run", cache, probe, recipe=recipe, selected=model, kind=kind)
+    write_model(run, model)
     (image,) = write_images(tmp_path, 1)
     script = (
         "import sys\nfrom classify.predict.cli import predict_images\n"
         f"predict_images([{str(run)!r}, {str(image)!r}, '--weights', {str(file)!r}, "
         f"'--preprocess', {str(settings)!r}, '--format', 'csv'], standalone_mode=False)\n"
-        "print({'tensorflow', 'keras'} & {*sys.modules})"
+        f"print({HEAVY} & {{*sys.modules}})"
     )
     done = subprocess.run(
         [sys.executable, "-c", script], check=False, capture_output=True, text=True
@@ -735,12 +742,21 @@ def own_recipe(cache: Path, file: Path, settings: Path) -> dict[str, Any]:
         )
 
 
-def write_keras_head(path: Path) -> None:
-    """Train a Dense head on 3 features and 3 classes."""
+def write_model(run: Path, name: str) -> None:
+    """Train a model on 3 features and 3 classes."""
     from classify.heads.dense import DenseHead
 
+    models = {
+        "logistic_regression": LogisticRegressionProbe(),
+        "dense": DenseHead(epochs=1),
+        "dense_hidden": DenseHead(epochs=1, hidden_units=4),
+        "ridge": RidgeProbe(),
+        "discriminant": NearestMeanProbe(0.5),
+        "nearest_mean": NearestMeanProbe(),
+    }
     rng = np.random.default_rng(0)
-    DenseHead(epochs=1).fit(rng.normal(size=(30, 3)), np.arange(30) % 3).save(path)
+    fitted = models[name].fit(rng.normal(size=(30, 3)), np.arange(30) % 3)
+    fitted.save(run / PROBE_FILES[name])
 
 
 @pytest.mark.skipif(not WEIGHTS.exists(), reason="../shared/weights is not there")

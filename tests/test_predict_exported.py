@@ -75,6 +75,19 @@ def test_command_takes_an_exported_file_and_keeps_bad_images_in_their_places(
 
 
 @pytest.mark.parametrize("name", ["onnx", "tflite"])
+def test_classifying_imports_nothing_that_only_training_needs(exports: Exports, name: str) -> None:
+    model, photo = str(exports.path(name)), str(exports.photos / "pale" / "3.png")
+    script = (
+        f"import sys, classify\nclassify.load({model!r}).predict([{photo!r}])\n"
+        "heavy = {'tensorflow', 'keras', 'sklearn', 'scipy', 'matplotlib', 'pandas', 'jinja2'}\n"
+        "sys.exit(' '.join(heavy & {*sys.modules}) or 0)"
+    )
+    words = [sys.executable, "-c", script]
+    done = subprocess.run(words, check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("name", ["onnx", "tflite"])
 def test_gray_and_deep_images_and_arrays_are_taken(exports: Exports, name: str) -> None:
     classifier = classify.load(exports.path(name))
     gray = np.random.default_rng(0).integers(0, 256, (1, 30, 20), dtype=np.uint8)

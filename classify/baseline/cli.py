@@ -9,9 +9,8 @@ import click
 
 from classify.options import COUNT, division_options, learning_rate_option, output_options
 from data_cache.console import Command
+from data_cache.errors import EXIT_SOME_LEFT_OUT
 from extract.cli import decode_options, listing_options, pick
-
-_EXIT_SOME_LEFT_OUT = 3
 
 
 @click.command("train-baseline", cls=Command)
@@ -78,4 +77,4 @@ def train_baseline(
     options = pick(BaselineOptions, choices)
     run = train(open_source(source, listing), output, options, imaging, overwrite=overwrite)
     click.echo(summarize_baseline(run))
-    ctx.exit(_EXIT_SOME_LEFT_OUT if run.metrics["n_left_out"] else 0)
+    ctx.exit(EXIT_SOME_LEFT_OUT if run.metrics["n_left_out"] else 0)

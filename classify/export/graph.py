@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from classify.export.head import DenseLayer
 from data_cache.console import import_keras
 from extract.backbones import Backbone
 from extract.convert import exportable
@@ -28,6 +27,18 @@ IMAGES, LOGITS, PROBABILITIES = "images", "logits", "probabilities"
 """Names of the input and of the two outputs, in every format."""
 
 _LEAST_SUM = 1e-6
+
+
+@dataclass(frozen=True)
+class DenseLayer:
+    """``activation(x @ kernel + bias)``: kernel (inputs, units), bias (units,), both float32.
+
+    ``activation`` is a name of Keras's: ``linear`` or ``relu``.
+    """
+
+    kernel: NDArray[np.float32]
+    bias: NDArray[np.float32]
+    activation: str = "linear"
 
 
 @dataclass(frozen=True)

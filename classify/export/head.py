@@ -2,29 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from classify.estimators import LogitsClassifier
+from classify.export.graph import DenseLayer
 from classify.heads.dense import DenseHead
 from classify.probes import LinearProbe
 from data_cache.console import import_keras
 from data_cache.errors import ExportError
-
-
-@dataclass(frozen=True)
-class DenseLayer:
-    """``activation(x @ kernel + bias)``: kernel (inputs, units), bias (units,), both float32.
-
-    ``activation`` is a name of Keras's: ``linear`` or ``relu``.
-    """
-
-    kernel: NDArray[np.float32]
-    bias: NDArray[np.float32]
-    activation: str = "linear"
 
 
 def dense_layers(model: LogitsClassifier) -> tuple[DenseLayer, ...]:

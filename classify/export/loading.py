@@ -1,4 +1,4 @@
-"""Which files are exported models, and how one is opened: read as data, checked, then described."""
+"""How an exported model is opened: read as data, checked, then described."""
 
 from __future__ import annotations
 
@@ -6,18 +6,12 @@ from pathlib import Path
 
 from classify.export.description import Described
 from classify.export.formats import Format, KerasFormat, OnnxFormat, SavedModelFormat
-from classify.export.safety import GRAPH_NAME
 from classify.export.sealing import check_content, foreign, unseal
 from classify.export.tflite import TfliteFormat
 
 _BY_SUFFIX: dict[str, Format] = {
     one.suffix: one for one in (KerasFormat(), OnnxFormat(), TfliteFormat())
 }
-
-
-def is_exported(path: Path) -> bool:
-    """Tell whether a path is for :func:`open_exported`; other folders are runs."""
-    return path.is_file() or (path / GRAPH_NAME).is_file()
 
 
 def open_exported(path: Path) -> tuple[Format, Described]:

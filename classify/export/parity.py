@@ -6,18 +6,20 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from classify.estimators import LogitsClassifier
 from classify.export.formats import Predict, Runner
 from classify.export.graph import LOGITS, PROBABILITIES
 from classify.export.images import Sample, in_batches
 from classify.statistics.metrics import accuracy, softmax
 from data_cache.errors import ExportError
 from extract.preprocess import Pixels
+
+if TYPE_CHECKING:
+    from classify.estimators import LogitsClassifier
 
 N_IMAGES = 32
 """How many images are compared; all, where there are fewer."""

@@ -16,8 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from classify.export.graph import LOGITS, PROBABILITIES
-from classify.export.head import DenseLayer
+from classify.export.graph import LOGITS, PROBABILITIES, DenseLayer
 
 
 def with_float_head(model: bytes, layers: Sequence[DenseLayer]) -> bytes:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL.Image import Image
 
+from classify.export.safety import GRAPH_NAME
 from data_cache.errors import BadImagesError, ModelError
 from extract.pipeline import Known
 from extract.sources.arrays import check_images, scale_to_pixels
@@ -174,9 +175,8 @@ def load_classifier(path: Path | str, options: PredictOptions | None = None) -> 
         raise ModelError(
             f"{path} is not there: expected a run folder, or a model that export-model wrote"
         )
-    from classify.export.loading import is_exported
-
-    if is_exported(path):
+    is_exported = path.is_file() or (path / GRAPH_NAME).is_file()
+    if is_exported:  # other folders are runs
         from classify.export.classifier import ExportedClassifier
 
         return ExportedClassifier.load(path, options)

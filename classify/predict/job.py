@@ -13,9 +13,8 @@ from typing import Literal, TextIO
 from classify.predict.classifiers import UNSURE, PredictOptions, load_classifier
 from classify.predict.files import Answer, Format, Wording, lines
 from data_cache.console import Advance, progress, say
-from data_cache.errors import ParameterError, SourceError
+from data_cache.errors import EXIT_SOME_LEFT_OUT, ParameterError, SourceError
 from data_cache.files import refuse_existing, whole_file
-from extract.extraction import EXIT_SOME_LEFT_OUT
 from extract.sources.unlabeled import find_images
 
 _FORMATS: dict[str, Format] = {".csv": "csv", ".jsonl": "jsonl"}

@@ -17,12 +17,21 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from classify.estimators import LogitsClassifier
-from classify.heads.keras_file import read_dense_head
 from classify.predict.classifiers import SELECTED, Classifier, Prediction, PredictOptions
-from classify.results.runs import BACKBONE_FILE, LOADING_ERRORS, Run, load_run
+from classify.results.runs import (
+    BACKBONE_FILE,
+    LOGISTIC,
+    Run,
+    check_classes,
+    load_run,
+    reading_model,
+)
 from classify.statistics.calibration import apply_temperature
 from classify.statistics.metrics import softmax
+from classify.stored.arrays import kind_of
+from classify.stored.keras_file import read_dense_head
+from classify.stored.linear import LINEAR_KINDS, read_linear_probe
+from classify.stored.model import LogitsModel, StoredModel
 from data_cache.cache import FeatureCache
 from data_cache.errors import ParameterError, RecipeMismatchError, RunError
 from data_cache.lookup import FeatureLookup
@@ -45,7 +54,7 @@ class RunClassifier(Classifier):
     temperature : what the logits are divided by
     """
 
-    model: LogitsClassifier
+    model: LogitsModel
     extractor: Extractor
     temperature: float = 1.0
     options: PredictOptions = field(default_factory=PredictOptions)
@@ -137,8 +146,10 @@ def model_name(run: Run, name: str | None) -> str:
     return run.selected if name in (None, SELECTED) else name
 
 
-def load_model(run: Run, name: str | None = None) -> LogitsClassifier:
-    """Return a model of a run, by default the selected one, without TensorFlow where that can be.
+def load_model(run: Run, name: str | None = None) -> LogitsModel:
+    """Return a model of a run, by default the selected one, to predict with.
+
+    Dense heads and linear probes need neither TensorFlow nor scikit-learn; others are estimators.
 
     Raises
     ------
@@ -147,13 +158,20 @@ def load_model(run: Run, name: str | None = None) -> LogitsClassifier:
     """
     name = model_name(run, name)
     path = run.model_path(name)
-    if path.suffix != ".keras":
+    with reading_model(path):
+        stored = _read_stored(path, name, len(run.classes))
+    if stored is None:
         return run.model(name)
-    try:
-        head = read_dense_head(path, len(run.classes))
-    except LOADING_ERRORS as error:
-        raise RunError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
-    return run.model(name) if head is None else head
+    check_classes(run, name, stored)
+    return stored
+
+
+def _read_stored(path: Path, name: str, n_classes: int) -> StoredModel | None:
+    """Read the file of a model; None for one that only its estimator can read."""
+    if path.suffix == ".keras":
+        return read_dense_head(path, n_classes)
+    kind = LOGISTIC if name == LOGISTIC else kind_of(path)
+    return read_linear_probe(path, kind) if kind in LINEAR_KINDS else None
 
 
 def temperature_of(run: Run, name: str) -> float:

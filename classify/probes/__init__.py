@@ -11,7 +11,6 @@ from pathlib import Path
 from types import MappingProxyType
 
 from classify.estimators import LogitsClassifier
-from classify.probes.arrays import kind_of
 from classify.probes.kernel_ridge import KernelRidgeProbe, tune_kernel_ridge
 from classify.probes.linear import LinearProbe
 from classify.probes.logistic import (
@@ -26,6 +25,7 @@ from classify.probes.nearest_mean import NearestMeanProbe, tune_discriminant, tu
 from classify.probes.neighbors import NeighborsProbe, tune_neighbors
 from classify.probes.ridge import RidgeProbe, tune_ridge
 from classify.probes.tuning import Rows, TriedPoint, Tune, TunedProbe, Tuning
+from classify.stored.arrays import kind_of
 from data_cache.errors import RunError
 
 __all__ = [

@@ -15,9 +15,9 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from classify.estimators import LogitsClassifier, check_rows, logits_of
-from classify.probes.arrays import load_arrays, save_arrays
 from classify.probes.linear import check_targets, expect_positive, refuse_one_class
 from classify.probes.tuning import Rows, TriedPoint, TunedProbe, Tuning, choose, measure
+from classify.stored.arrays import load_arrays, save_arrays
 from classify.streams import Places, StreamedFeatures, feature_blocks, fit_scaler, map_rows
 from data_cache.errors import ParameterError
 

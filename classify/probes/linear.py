@@ -13,16 +13,9 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from classify.estimators import LogitsClassifier
-from classify.probes.arrays import load_arrays, save_arrays
+from classify.stored.arrays import load_arrays, save_arrays
+from classify.stored.linear import LINEAR_SHAPES, linear_logits
 from data_cache.errors import DataError, ParameterError
-
-_SHAPES = {
-    "classes": ("k",),
-    "coef": ("k", "d"),
-    "intercept": ("k",),
-    "mean": ("d",),
-    "scale": ("d",),
-}
 
 
 class LinearProbe(LogitsClassifier):
@@ -47,12 +40,12 @@ class LinearProbe(LogitsClassifier):
         """Return the logits of features (n, d): (n, k) float64; see the base class."""
         check_is_fitted(self)
         features = validate_data(self, X, dtype=np.float64, reset=False)
-        return ((features - self.mean_) / self.scale_) @ self.coef_.T + self.intercept_
+        return linear_logits(features, self.coef_, self.intercept_, self.mean_, self.scale_)
 
     def save(self, path: Path) -> None:
         """Write the arrays classes, coef, intercept, mean and scale to ``path``, an ``.npz``."""
         check_is_fitted(self)
-        save_arrays(path, self.kind, {name: getattr(self, f"{name}_") for name in _SHAPES})
+        save_arrays(path, self.kind, {name: getattr(self, f"{name}_") for name in LINEAR_SHAPES})
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -64,7 +57,7 @@ class LinearProbe(LogitsClassifier):
             The file is no such thing. Nothing in it is ever unpickled.
         """
         probe = cls()
-        for name, array in load_arrays(path, cls.kind, _SHAPES).items():
+        for name, array in load_arrays(path, cls.kind, LINEAR_SHAPES).items():
             setattr(probe, f"{name}_", array)
         probe.n_features_in_ = len(probe.mean_)
         return probe

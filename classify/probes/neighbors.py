@@ -12,9 +12,9 @@ from sklearn.preprocessing import normalize
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from classify.estimators import LogitsClassifier, check_rows
-from classify.probes.arrays import RowsToWrite, load_arrays, save_arrays
 from classify.probes.linear import check_targets, expect_positive, refuse_one_class
 from classify.probes.tuning import Rows, TunedProbe, Tuning, choose, measure
+from classify.stored.arrays import RowsToWrite, load_arrays, save_arrays
 from classify.streams import StreamedFeatures
 from data_cache.errors import ParameterError
 

@@ -14,13 +14,16 @@ from dataclasses import dataclass
 from itertools import repeat
 from operator import eq
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from zipfile import BadZipFile
 
-from classify.estimators import LogitsClassifier
+from classify.stored.model import LogitsModel
 from data_cache.errors import RunError
 from data_cache.files import check_creatable, refuse_existing, whole_folder
 from data_cache.recipe import Provenance, Recipe
+
+if TYPE_CHECKING:
+    from classify.estimators import LogitsClassifier
 
 FORMAT, FORMAT_VERSION = "headstart-run", 1
 HEAD_KIND, TUNED_KIND, BASELINE_KIND = "head", "fine-tuned", "baseline"
@@ -30,7 +33,7 @@ COMPARISON_KIND = "comparison"
 DENSE, LOGISTIC, BASELINE = "dense", "logistic_regression", "baseline"
 """Names of the models in a run, as in ``metrics.json`` and on the command line."""
 
-LOADING_ERRORS = (
+_LOADING_ERRORS = (
     OSError,
     ValueError,
     TypeError,
@@ -210,13 +213,8 @@ class Run(RunFolder):
         """
         name = name or self.selected
         path = self.model_path(name)
-        try:
+        with reading_model(path):
             model = self._load(name, path)
-        except RunError:
-            raise
-        except LOADING_ERRORS as error:
-            words = " ".join(str(error).split())
-            raise RunError(f"{path} cannot be read: {words}") from error
         check_classes(self, name, model)
         return model
 
@@ -310,7 +308,18 @@ def _check_metrics(metrics: Mapping[str, Any]) -> None:
         raise TypeError("the selected model has no name")
 
 
-def check_classes(run: Run, name: str, model: LogitsClassifier) -> None:
+@contextmanager
+def reading_model(path: Path) -> Iterator[None]:
+    """Turn whatever a damaged file provokes in the body into a :class:`RunError`."""
+    try:
+        yield
+    except RunError:
+        raise
+    except _LOADING_ERRORS as error:
+        raise RunError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
+
+
+def check_classes(run: Run, name: str, model: LogitsModel) -> None:
     """Raise :class:`RunError` unless a model's labels are positions in the run's classes."""
     labels, n_classes = model.classes_, len(run.classes)
     if labels.dtype.kind not in "iu" or labels.min(initial=0) < 0 or labels.max() >= n_classes:

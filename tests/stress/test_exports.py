@@ -17,8 +17,7 @@ from export_tools import REAL_WEIGHTS, SHARED, SUFFIXES, Exports, run_on_photos,
 import classify
 from classify.export.exporting import ExportOptions, export_model
 from classify.export.formats import KerasFormat, SavedModelFormat
-from classify.export.graph import Plan
-from classify.export.head import DenseLayer
+from classify.export.graph import DenseLayer, Plan
 from classify.export.images import as_rgb
 from classify.export.tflite import fit
 from classify.fine_tune.decision import Decision

@@ -1,7 +1,7 @@
-"""A Dense head read from its ``.keras`` file without Keras: dense layers are a few products.
+"""A Dense head read from its ``.keras`` file without Keras.
 
-Importing TensorFlow takes longer than classifying a thousand images. A file with any layer besides
-those that :func:`classify.heads.dense.build_dense_head` makes is left to Keras.
+A file with any layer besides those that :func:`classify.heads.dense.build_dense_head` makes is left
+to Keras.
 """
 
 from __future__ import annotations
@@ -9,45 +9,27 @@ from __future__ import annotations
 import io
 import json
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
-from sklearn.utils.validation import validate_data
+from numpy.typing import NDArray
 
-from classify.estimators import LogitsClassifier
+from classify.stored.model import Step, StoredModel
 
 Features = NDArray[np.float32]
-Step = Callable[[Features], Features]
 
 _EPSILON = np.float32(1e-7)
 _MOST_BYTES = 1 << 30
 """No head is that large: a file that unpacks to more is not unpacked."""
 
 
-class StoredDenseHead(LogitsClassifier):
-    """A trained Dense head that only predicts; its logits are Keras's but for rounding."""
-
-    def __init__(self, steps: tuple[Step, ...] = ()) -> None:
-        self.steps = steps
-
-    def logits(self, X: ArrayLike) -> Features:
-        """Return the logits of features (n, d): (n, k) float32; see the base class."""
-        rows = validate_data(self, X, dtype=np.float32, reset=False)
-        for step in self.steps:
-            rows = step(rows)
-        return rows
-
-    def save(self, path: Path) -> None:
-        """Raise ``NotImplementedError``: the file is there already."""
-        raise NotImplementedError
-
-
-def read_dense_head(path: Path, n_classes: int) -> StoredDenseHead | None:
+def read_dense_head(path: Path, n_classes: int) -> StoredModel | None:
     """Read a head with ``n_classes`` logits; None for a file with layers that only Keras knows.
+
+    The logits are Keras's but for rounding, float32.
 
     Raises
     ------
@@ -61,9 +43,7 @@ def read_dense_head(path: Path, n_classes: int) -> StoredDenseHead | None:
             return None
         with h5py.File(io.BytesIO(_member(archive, "model.weights.h5")), "r") as weights:
             width, steps = _steps(layers, weights)
-    head = StoredDenseHead(steps)
-    head.n_features_in_ = width
-    head.classes_ = np.arange(n_classes)
+    head = StoredModel(np.arange(n_classes), width, steps, np.float32)
     found = head.logits(np.zeros((1, width), np.float32)).shape
     if found != (1, n_classes):
         raise ValueError(f"it gives logits of shape {found}, expected (1, {n_classes})")

@@ -14,7 +14,7 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import brentq
-from scipy.stats import norm
+from scipy.stats import binom, norm
 
 Interval = tuple[float, float]
 
@@ -87,3 +87,19 @@ def repeat(
     """Return the coverage over repeats of an experiment, each with its own draws."""
     children = np.random.default_rng(seed).spawn(n_repeats)
     return covered(once(rng) for rng in children)
+
+
+def exact_coverage(ends: NDArray, shares: NDArray) -> NDArray:
+    """Return how often intervals (n + 1, 2), one for each number right, hold each of the shares."""
+    n, (low, high) = len(ends) - 1, ends.T
+    first, beyond = np.searchsorted(high, shares), np.searchsorted(low, shares, side="right")
+    return binom.cdf(beyond - 1, n, shares) - binom.cdf(first - 1, n, shares)
+
+
+def beside_ends(ends: NDArray, lowest: float, highest: float) -> NDArray:
+    """Return the shares within bounds at which the exact coverage can be least.
+
+    Between two ends it is the chance of the same numbers right, which has no minimum inside.
+    """
+    shares = np.concatenate([ends.ravel() - 1e-12, ends.ravel() + 1e-12])
+    return np.append(shares[(shares > lowest) & (shares < highest)], [lowest, highest])

@@ -8,6 +8,7 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from scipy.stats import norm
 
 from classify.statistics.bootstrap import (
     Statistic,
@@ -73,12 +74,60 @@ def test_acceleration_weighs_strata_as_efrons_formula_of_several_samples() -> No
     assert found == pytest.approx(cubes / (6 * squares**1.5))
 
 
-def test_rows_that_stand_for_many_give_the_interval_of_the_many() -> None:
+@pytest.mark.parametrize("rescaled", [False, True])
+def test_rows_that_stand_for_many_give_the_interval_of_the_many(rescaled: bool) -> None:
     values, counts = np.array([0.0, 1.0, 4.0]), np.array([30, 20, 10])
-    few = bca_interval(squared_mean_of(values), np.zeros(3, int), counts=counts, n_draws=30_000)
     many = np.repeat(values, counts)
-    expected = bca_interval(squared_mean_of(many), np.zeros(60, int), n_draws=30_000)
+    strata = np.zeros(60, int)
+    few = bca_interval(
+        squared_mean_of(values), strata[:3], counts=counts, rescaled=rescaled, n_draws=30_000
+    )
+    expected = bca_interval(squared_mean_of(many), strata, rescaled=rescaled, n_draws=30_000)
     assert few == pytest.approx(expected, rel=0.03)
+
+
+@pytest.mark.parametrize("size", [2, 3, 10])
+def test_rescaled_interval_of_many_small_strata_is_as_wide_as_unbiased_variances_say(
+    size: int,
+) -> None:
+    values = np.random.default_rng(0).normal(size=(300, size))
+    strata = np.repeat(np.arange(300), size)
+    error = np.sqrt((values.var(axis=1, ddof=1) / size).sum()) / 300
+    statistic = mean_of(values.ravel())
+    low, high = bca_interval(statistic, strata, rescaled=True, n_draws=20_000)
+    assert high - low == pytest.approx(2 * norm.ppf(0.975) * error, rel=0.03)
+    low, high = bca_interval(statistic, strata, n_draws=20_000)
+    short = np.sqrt((size - 1) / size)
+    assert high - low == pytest.approx(2 * norm.ppf(0.975) * error * short, rel=0.03)
+
+
+def test_rescaled_draws_leave_one_row_out_and_keep_the_weight_of_every_stratum() -> None:
+    strata, counts = np.array([5, 7, 7, 8, 8, 8, 9, 9]), np.array([1, 1, 1, 1, 1, 1, 3, 1])
+    seen = []
+
+    def spy(weights: NDArray) -> NDArray:
+        seen.append(weights)
+        return weights @ np.arange(8.0)
+
+    bca_interval(spy, strata, counts=counts, rescaled=True, n_draws=500)
+    for stratum, units in [(5, [1]), (7, [0, 2]), (8, [0, 1.5, 3]), (9, [0, 4 / 3, 8 / 3, 4])]:
+        weights, size = seen[0][:, strata == stratum], counts[strata == stratum].sum()
+        assert np.unique(weights) == pytest.approx(units)
+        assert weights.sum(axis=1) == pytest.approx(np.full(500, size))
+
+
+def test_draws_that_differ_from_what_was_seen_by_rounding_alone_are_ties() -> None:
+    strata, right = np.repeat(np.arange(25), 4), np.arange(100) % 7 > 0
+
+    def share(weights: NDArray) -> NDArray:
+        recalls = (weights * right).reshape(-1, 25, 4).sum(axis=2) / 4
+        return recalls.mean(axis=1)
+
+    def rounded(weights: NDArray) -> NDArray:
+        return share(weights).round(9)
+
+    found = bca_interval(share, strata, rescaled=True)
+    assert found == pytest.approx(bca_interval(rounded, strata, rescaled=True), abs=1e-8)
 
 
 def test_groups_of_equal_rows_give_the_interval_of_one_row_each() -> None:

@@ -25,6 +25,7 @@ Statistic = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 N_DRAWS = 2_000
 _BLOCK = 2**21
 _FEWEST = 2
+_ROUNDING = 1e-12
 _NORMAL = NormalDist()
 
 
@@ -33,6 +34,7 @@ def bca_interval(
     strata: NDArray[np.integer],
     *,
     counts: NDArray[np.integer] | None = None,
+    rescaled: bool = False,
     confidence: float = 0.95,
     n_draws: int = N_DRAWS,
     seed: int = 0,
@@ -42,6 +44,12 @@ def bca_interval(
     ``strata`` (n,) names each row's stratum; all alike draws from all rows. With ``counts`` (n,),
     each row stands for that many equal ones, which is faster, and the weights sum accordingly.
     The strata's sizes are taken as given, not as drawn. A stratum of one row does not vary.
+
+    As many rows are drawn as the stratum has, m, so the variance of their mean is short by the
+    factor (m - 1) / m, which tells where strata are many and small. ``rescaled`` draws m - 1 rows,
+    each of weight m / (m - 1), which makes it right. J. N. K. Rao, C. F. J. Wu (1988), "Resampling
+    inference with complex survey data", JASA 83, 231-241; J. N. K. Rao, C. F. J. Wu, K. Yue (1992),
+    "Some recent work on resampling methods for complex surveys", Survey Methodology 18, 209-217.
 
     A statistic that is the same in every resample has the interval of that one value; where a
     resample's value is NaN, so are both ends.
@@ -58,7 +66,7 @@ def bca_interval(
     rng = np.random.default_rng(seed)
     draws = np.concatenate(
         [
-            statistic(_resample(rng, parts, counts, size))
+            statistic(_resample(rng, parts, counts, size, int(rescaled)))
             for size in _block_sizes(n_draws, len(counts))
         ]
     )
@@ -106,7 +114,8 @@ def _bca_ends(
     """Return the BCa ends from a statistic's draws (b,), its value and its acceleration."""
     if np.isnan(draws).any() or np.isnan(observed):
         return float("nan"), float("nan")
-    below = ((draws < observed).mean() + (draws <= observed).mean()) / 2
+    tie = _ROUNDING * np.abs(draws).max()
+    below = ((draws < observed - tie).mean() + (draws <= observed + tie).mean()) / 2
     bias = _NORMAL.inv_cdf(min(max(below, 0.5 / len(draws)), 1 - 0.5 / len(draws)))
     z = _NORMAL.inv_cdf((1 + confidence) / 2)
     levels = [_adjusted_level(bias, acceleration, end) for end in (-z, z)]
@@ -128,21 +137,30 @@ def _block_sizes(n_resamples: int, n_rows: int) -> Iterator[int]:
 
 
 def _resample(
-    rng: np.random.Generator, parts: list[NDArray[np.intp]], counts: NDArray, size: int
+    rng: np.random.Generator,
+    parts: list[NDArray[np.intp]],
+    counts: NDArray,
+    size: int,
+    n_fewer: int,
 ) -> NDArray[np.float64]:
-    """Return weights (size, n): as many rows drawn from each part as it has."""
+    """Return weights (size, n), which sum to each part's size; ``n_fewer`` rows than it are drawn.
+
+    From a part of one row, that row is drawn.
+    """
     weights = np.empty((size, len(counts)))
     for part in parts:
-        weights[:, part] = _drawn(rng, counts[part], size)
+        n_rows = counts[part].sum()
+        n_drawn = max(1, n_rows - n_fewer)
+        weights[:, part] = _drawn(rng, counts[part], n_drawn, size) * (n_rows / n_drawn)
     return weights
 
 
-def _drawn(rng: np.random.Generator, counts: NDArray, size: int) -> NDArray[np.int64]:
-    """Return how often each row is drawn, (size, n), in sum(counts) draws."""
+def _drawn(rng: np.random.Generator, counts: NDArray, n_drawn: int, size: int) -> NDArray[np.int64]:
+    """Return how often each row is drawn, (size, n), in ``n_drawn`` draws."""
     n = len(counts)
     if counts.sum() != n:
-        return rng.multinomial(counts.sum(), counts / counts.sum(), size=size)
-    rows = rng.integers(0, n, size=(size, n), dtype=np.int32)
+        return rng.multinomial(n_drawn, counts / counts.sum(), size=size)
+    rows = rng.integers(0, n, size=(size, n_drawn), dtype=np.int32)
     offsets = n * np.arange(size, dtype=np.int64)[:, None]
     return np.bincount((rows + offsets).ravel(), minlength=size * n).reshape(size, n)
 

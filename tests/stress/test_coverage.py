@@ -12,7 +12,14 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from coverage_simulation import Interval, World, many, repeat
+from coverage_simulation import (
+    Interval,
+    World,
+    beside_ends,
+    exact_coverage,
+    many,
+    repeat,
+)
 from scipy.stats import binomtest
 
 from classify.statistics import intervals, metrics
@@ -102,6 +109,40 @@ def test_rows(kind: Callable[[World, int], Experiment], world: World, n: int) ->
     even = "uneven" if world.shares == UNEVEN else "even"
     name = f"{kind.__name__} n={n} p={world.accuracy} sharp={world.sharpness:g} {even}"
     check(name, coverage, N_REPEATS[n])
+
+
+@pytest.mark.parametrize("n_classes", [50, 33, 25, 20])
+@pytest.mark.parametrize("accuracy", [0.6, 0.9, 0.97, 0.99])
+@pytest.mark.parametrize(
+    "interval", [intervals.balanced_accuracy_interval, intervals.macro_f1_interval]
+)
+def test_classes_of_few_rows(
+    interval: Callable[..., Interval], accuracy: float, n_classes: int
+) -> None:
+    """Two to five rows a class. Classes are alike, so that either figure is the accuracy."""
+    world = World(accuracy, shares=(1 / n_classes,) * n_classes)
+
+    def once(rng: np.random.Generator) -> tuple[Interval, float]:
+        labels, logits = world.draw(100, rng)
+        return interval(labels, logits.argmax(axis=1), n_classes), accuracy
+
+    n_repeats = 200
+    name = f"{interval.__name__} n=100 p={accuracy} {n_classes} classes"
+    check(name, repeat(n_repeats, n_classes, once), n_repeats)
+
+
+@pytest.mark.parametrize("n", [100, 110, 132, 200, 300, 400, 500, 1_000, 3_000, 10_000])
+def test_wilson_interval_exactly(n: int) -> None:
+    """Not simulated: the mean over accuracies, and the least of all of them."""
+    ends = np.array([intervals.wilson_interval(n_right, n) for n_right in range(n + 1)])
+    even = exact_coverage(ends, np.linspace(0.6, 0.99, 40_000))
+    least = exact_coverage(ends, beside_ends(ends, 0.6, 0.99)).min()
+    sys.stdout.write(
+        f"wilson n={n} mean {even.mean():.2%} least {least:.2%}"
+        f" below 93% at {(even < 0.93).mean():.2%} of accuracies\n"
+    )
+    assert least > 0.925
+    assert (even < 0.93).mean() < 0.003
 
 
 def of_groups(figure: str, world: World, size: int) -> tuple[Callable[..., Interval], float]:

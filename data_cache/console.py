@@ -122,7 +122,7 @@ def progress(
     ``total`` is None where it is not known beforehand. On a standard error that is not a terminal
     nothing is shown.
     """
-    if not sys.stderr.isatty():
+    if not (sys.stderr and sys.stderr.isatty()):
         yield lambda _n: None
         return
     from rich.console import Console

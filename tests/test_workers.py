@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import subprocess
@@ -99,7 +100,7 @@ def processes() -> list[psutil.Process]:
 
 def workers_of(process: psutil.Process) -> list[psutil.Process]:
     children = process.children()
-    return [one for one in children if "extract.workers.process" in one.cmdline()]
+    return [one for one in children if any("extract.workers" in word for word in one.cmdline())]
 
 
 def wait_for(condition: Callable[[], object], seconds: float = 30) -> None:
@@ -232,18 +233,74 @@ def test_extraction_goes_on_where_no_process_can_be_started(
     assert "0 of 2 worker processes were started (too many processes)" in capsys.readouterr().err
 
 
-def test_worker_imports_nothing_from_the_folder_it_is_started_in(
+@pytest.mark.parametrize("name", ["extract", "numpy", "random", "sitecustomize"])
+def test_worker_imports_what_this_process_would(
+    name: str,
     folder: Path,
     source: Source,
     started: Callable[..., WorkerProcesses],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    (tmp_path / "extract.py").write_text("raise SystemExit('a module of somebody else')")
+    """Not what lies in the folder it is started in, or at the end of the path."""
+    (tmp_path / f"{name}.py").write_text("raise SystemExit('a module of somebody else')")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(pool.sys, "path", [one for one in sys.path if one])
+    monkeypatch.setattr(sys, "path", [*filter(None, sys.path), str(tmp_path), tmp_path])
     one = pipeline(folder, source)
     assert len(patiently(started(source, stages(one), 1), positions(source)[:8]).extracted) == 8
+
+
+def test_worker_finds_modules_in_folders_with_colons(
+    folder: Path,
+    source: Source,
+    started: Callable[..., WorkerProcesses],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "a:b").mkdir()
+    (tmp_path / "a:b" / "shifted.py").write_text(
+        "class Noted:\n"
+        "    def __reduce__(self): return tell, ()\n"
+        "def tell():\n"
+        "    raise ValueError('found it')\n"
+    )
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path / "a:b")])
+    noted = importlib.import_module("shifted").Noted()
+    one = pipeline(folder, source)
+    workers = started(source, stages(one, opening=noted), 1)
+    wait_for(lambda: workers.extract(positions(source)[:8]) is None and not processes())
+    assert "ValueError: found it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("handler", [signal.SIG_IGN, signal.SIG_DFL])
+def test_workers_end_whatever_became_of_them(
+    folder: Path,
+    source: Source,
+    handler: signal.Handlers,
+) -> None:
+    """One that ignores SIGTERM, as its parent does; and one that was stopped."""
+    kept = signal.signal(signal.SIGTERM, handler)
+    try:
+        one = pipeline(folder, source)
+        workers = WorkerProcesses(source, stages(one), 1)
+        patiently(workers, positions(source)[:8])
+        if handler == signal.SIG_DFL:
+            processes()[0].suspend()
+        workers.close()
+    finally:
+        signal.signal(signal.SIGTERM, kept)
+    assert not processes()
+
+
+def test_interrupt_of_a_worker_alone_changes_nothing(
+    folder: Path, source: Source, started: Callable[..., WorkerProcesses]
+) -> None:
+    one = pipeline(folder, source)
+    workers = started(source, stages(one), 1)
+    patiently(workers, positions(source)[:8])
+    processes()[0].send_signal(signal.SIGINT)
+    assert workers.extract(positions(source)[:8]) is not None
 
 
 def slow_extraction(tmp_path: Path) -> subprocess.Popen[bytes]:

@@ -8,6 +8,7 @@ is ready, and where one is lost, the threads do the work themselves.
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -17,7 +18,6 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
-from pathlib import Path
 
 import numpy as np
 
@@ -34,6 +34,17 @@ FEWEST_IMAGES = 2_000
 """So many images for each worker, at least: fewer are done before starting it has paid off."""
 
 _BYTES_OF_A_WORKER = 500 << 20
+_SECONDS_TO_END = 2.0
+_START = (
+    "import json, signal, sys\n"
+    "signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+    "descriptor, sys.path[:] = int(sys.argv[1]), json.loads(sys.argv[2])\n"
+    "from extract.workers.process import main\n"
+    "main(descriptor)\n"
+)
+"""The program of a worker. It finds modules where this process does, once it has started: not by
+``PYTHONPATH``, whose folders come before the standard library, and which splits them at colons."""
+
 _ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
@@ -41,19 +52,16 @@ class WorkerProcess:
     """One process, and the socket to it; used by one thread at a time."""
 
     def __init__(self, stages: Stages) -> None:
-        """Start it; it is not ready yet."""
+        """Start it; it is not ready yet. Raise ``OSError`` where the system does not let it."""
         ours, theirs = socket.socketpair()
         self._connection = Connection(ours.detach())
         with theirs:
-            # A session of its own: Ctrl-C is for this process, which then ends the worker.
-            self.process = subprocess.Popen(  # noqa: S603 (this Python, a module of this package)
-                [sys.executable, "-P", "-m", "extract.workers.process", str(theirs.fileno())],
-                env={**os.environ, **_ONE_THREAD, "PYTHONPATH": _module_paths()},
-                stdin=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
-                start_new_session=True,
-            )
-        self._connection.send(stages)
+            self.process = _start(theirs.fileno())
+        try:
+            self.send(stages)
+        except OSError:
+            self.end()
+            raise
 
     @property
     def has_answer(self) -> bool:
@@ -69,11 +77,14 @@ class WorkerProcess:
         return self._connection.recv()
 
     def end(self) -> int:
-        """End it, and return its exit code."""
-        self.process.terminate()
-        code = self.process.wait()
+        """End it, by force where it does not end by itself, and return its exit code."""
         self._connection.close()
-        return code
+        self.process.terminate()
+        try:
+            return self.process.wait(_SECONDS_TO_END)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            return self.process.wait()
 
 
 class WorkerProcesses:
@@ -133,6 +144,19 @@ class WorkerProcesses:
             self._idle.append(worker)
 
 
+def _start(descriptor: int) -> subprocess.Popen[bytes]:
+    """Start a process that speaks over a socket; in a session of its own, as Ctrl-C is for us."""
+    paths = json.dumps([path for path in sys.path if isinstance(path, str)])
+    return subprocess.Popen(  # noqa: S603 (this Python, with a program that is written here)
+        [sys.executable, "-P", "-c", _START, str(descriptor), paths],
+        env={**os.environ, **_ONE_THREAD},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        pass_fds=[descriptor],
+        start_new_session=True,
+    )
+
+
 def _started(stages: Stages, n_workers: int) -> Iterator[WorkerProcess]:
     """Yield workers that were started: fewer, with a warning, where the system allows no more."""
     for number in range(n_workers):
@@ -171,6 +195,7 @@ def _is_worth_it(source: Source, pipeline: Pipeline, n_missing: int, n_workers: 
     return (
         os.name == "posix"
         and bool(sys.executable)
+        and not hasattr(sys, "frozen")  # a program that holds Python: it would start itself
         and isinstance(source, FileSource)
         and pipeline.view is None
         and pipeline.engine.n_concurrent > 1
@@ -178,8 +203,3 @@ def _is_worth_it(source: Source, pipeline: Pipeline, n_missing: int, n_workers: 
         and n_missing >= FEWEST_IMAGES * n_workers
         and available_bytes() > _BYTES_OF_A_WORKER * n_workers
     )
-
-
-def _module_paths() -> str:
-    """Return where this process finds modules, as ``PYTHONPATH`` has it."""
-    return os.pathsep.join(path or str(Path.cwd()) for path in sys.path)

@@ -1,14 +1,13 @@
 """What runs in a worker process of this machine: chunks of images in, their features out.
 
-``python -m extract.workers.process FD`` speaks over the socket FD: it is sent the
-:class:`Stages`, answers with the features of :func:`probe`, and then answers each
-:class:`~extract.workers.images.TaskImages` with a :class:`~extract.pipeline.Worked`. It ends when
-the other side is gone, however that ended.
+It speaks over a socket: it is sent the :class:`Stages`, answers with the features of :func:`probe`,
+and then answers each :class:`~extract.workers.images.TaskImages` with a
+:class:`~extract.pipeline.Worked`. It ends when the other side is gone, however that ended.
 """
 
 from __future__ import annotations
 
-import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
@@ -44,6 +43,11 @@ def probe(image_size: int) -> NDArray[np.float32]:
     return 2 * noise - 1
 
 
+def main(descriptor: int) -> None:
+    """Be a worker; ``descriptor`` is that of the socket."""
+    serve(Connection(descriptor))
+
+
 def serve(connection: Connection) -> None:
     """Answer until the other side is gone; a failure is told, as text, and ends this side."""
     try:
@@ -51,7 +55,8 @@ def serve(connection: Connection) -> None:
     except (EOFError, ConnectionError):
         return
     except Exception as error:  # noqa: BLE001 (the other side does the work, and meets it there)
-        connection.send(f"{type(error).__name__}: {error}")
+        with suppress(OSError):
+            connection.send(f"{type(error).__name__}: {error}")
 
 
 def _answer(connection: Connection) -> None:
@@ -75,7 +80,3 @@ def _worked(stages: Stages, read: Read, images: TaskImages) -> Worked:
         profile=profile,
     )
     return Worked(pipeline.extract_chunk(list(images.positions())), dict(profile.seconds))
-
-
-if __name__ == "__main__":
-    serve(Connection(int(sys.argv[1])))

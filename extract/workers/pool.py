@@ -1,7 +1,7 @@
 """Worker processes of this machine, for images that take long to decode.
 
 Threads take turns with Python's global lock, for every call into Pillow and NumPy; with photos that
-costs a fifth of the rate on two cores, and more the more cores there are. A process has a lock of
+costs a tenth of the rate on two cores, and more the more cores there are. A process has a lock of
 its own. Each thread of the pipeline sends its chunk to a worker and waits; until the first worker
 is ready, and where one is lost, the threads do the work themselves.
 """

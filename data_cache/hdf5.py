@@ -80,6 +80,41 @@ def naming_damage(what: str) -> Iterator[None]:
         raise CacheCorruptError(f"{what} cannot be read ({error}): {MENDING}") from error
 
 
+def datasets_within(file: h5py.File) -> list[h5py.Dataset]:
+    """Return every dataset of a file that may be somebody else's, having read none of them.
+
+    HDF5 would open whatever file of the machine a link, or the storage of a dataset, names.
+
+    Raises
+    ------
+    ValueError
+        Anything in the file is a soft or an external link, or a dataset whose values lie elsewhere.
+    """
+    found: list[h5py.Dataset] = []
+    groups, seen = [file["/"]], set()
+    while groups:
+        group = groups.pop()
+        if (place := h5py.h5o.get_info(group.id).addr) in seen:
+            continue
+        seen.add(place)
+        for name in group:
+            item = _item_within(group, name)
+            if isinstance(item, h5py.Group):
+                groups.append(item)
+            elif isinstance(item, h5py.Dataset):
+                found.append(item)
+    return found
+
+
+def _item_within(group: h5py.Group, name: str) -> h5py.HLObject:
+    """Return what has a name in a group; raise ``ValueError`` where that lies outside the file."""
+    if isinstance(group.get(name, getlink=True), h5py.HardLink):
+        item = group[name]
+        if not isinstance(item, h5py.Dataset) or not (item.external or item.is_virtual):
+            return item
+    raise ValueError(f"{group.name.rstrip('/')}/{name} in it lies outside the file")
+
+
 @contextmanager
 def create_hdf5(path: Path) -> Iterator[h5py.File]:
     """Create a file with an empty user block; the first failed write is raised at the end.

@@ -28,6 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_cache.errors import WeightsError
+from data_cache.hdf5 import datasets_within
 from extract.layouts import LayerLayout, Layout, Shape, plain_name
 
 LayerArrays = tuple[NDArray[np.float32], ...]
@@ -73,8 +74,8 @@ def read_weights(path: Path, layout: Layout, backbone_name: str) -> tuple[LayerA
         differs, with both shapes), holds several, or has weights that are not finite numbers.
     """
     with _open(path) as file:
+        _refuse_outside(path, file)
         layers = _find_layers(path, tuple(_scopes(file)), layout, backbone_name)
-        _refuse_outside(path, file, layers)
         return tuple(_read_layer(path, layer) for layer in layers)
 
 
@@ -86,7 +87,7 @@ def _open(path: Path) -> Iterator[h5py.File]:
     try:
         with h5py.File(_stream(path), "r") as file:
             yield file
-    except (OSError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, KeyError, RuntimeError, zipfile.BadZipFile) as error:
         raise WeightsError(
             f"{path} cannot be read as a Keras weights file ({error}): expected a .h5, a "
             ".weights.h5 or a .keras file that is whole"
@@ -346,9 +347,9 @@ def _read(path: Path, dataset: h5py.Dataset) -> NDArray[np.float32]:
     return np.ascontiguousarray(dataset[()], dtype="<f4")
 
 
-def _refuse_outside(path: Path, file: h5py.File, layers: tuple[StoredLayer, ...]) -> None:
-    """Refuse weights that the file only points to: reading them would open other files."""
-    for layer in layers:
-        for dataset in layer.datasets:
-            if dataset.file.filename != file.filename or dataset.external or dataset.is_virtual:
-                raise WeightsError(f"{path}: {layer.name or layer.group} lies outside the file")
+def _refuse_outside(path: Path, file: h5py.File) -> None:
+    """Refuse a file that points outside itself: reading it would open other files."""
+    try:
+        datasets_within(file)
+    except (ValueError, TypeError) as error:
+        raise WeightsError(f"{path}: {error}: save the weights by Keras, into one file") from error

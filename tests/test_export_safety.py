@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import h5py
 import pytest
 from export_tools import Exports
 
@@ -25,9 +27,12 @@ from data_cache.console import import_keras
 from data_cache.errors import ModelError
 
 
-def keras_file(folder: Path, config: Any) -> Path:
-    path = folder / "model.keras"
+def keras_file(folder: Path, config: Any, fill: Callable[[h5py.File], object] = id) -> Path:
+    path, weights = folder / "model.keras", io.BytesIO()
+    with h5py.File(weights, "w") as file:
+        fill(file)
     with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("model.weights.h5", weights.getvalue())
         archive.writestr("config.json", config if isinstance(config, str) else json.dumps(config))
     return path
 
@@ -53,7 +58,7 @@ def nested(layer: dict[str, Any]) -> dict[str, Any]:
 def test_keras_file_with_a_class_outside_the_list_is_refused(
     tmp_path: Path, layer: dict[str, Any]
 ) -> None:
-    check_keras_file(keras_file(tmp_path, nested({"module": "keras.layers", "class_name": "ReLU"})))
+    check_keras_file(keras_file(tmp_path, RELU))
     with pytest.raises(ModelError, match=r"is refused: it holds .* might run code"):
         check_keras_file(keras_file(tmp_path, nested(layer)))
 
@@ -62,6 +67,26 @@ def test_keras_file_with_a_class_outside_the_list_is_refused(
 def test_keras_file_that_is_damaged_is_refused(tmp_path: Path, config: str) -> None:
     with pytest.raises(ModelError, match="not a whole"):
         check_keras_file(keras_file(tmp_path, config))
+
+
+RELU = nested({"module": "keras.layers", "class_name": "ReLU"})
+
+
+def test_keras_file_whose_weights_lie_in_another_file_is_refused(tmp_path: Path) -> None:
+    def fill(file: h5py.File) -> None:
+        file.create_dataset("layers/dense/vars/0", (8,), "u1", external=[("/etc/passwd", 0, 8)])
+
+    with pytest.raises(
+        ModelError, match="refused, for its weights: /layers/dense/vars/0 in it lies"
+    ):
+        check_keras_file(keras_file(tmp_path, RELU, fill))
+
+
+def test_keras_file_with_weights_in_numpys_format_is_refused(tmp_path: Path) -> None:
+    path = keras_file(tmp_path, RELU)
+    path.write_bytes(path.read_bytes().replace(b"model.weights.h5", b"model.weights.np"))
+    with pytest.raises(ModelError, match=r"refused, for its weights: .*no item named"):
+        check_keras_file(path)
 
 
 def test_nothing_that_runs_code_is_on_the_lists() -> None:

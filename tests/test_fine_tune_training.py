@@ -160,6 +160,18 @@ def test_a_loss_that_is_no_number_stops_and_leaves_the_checkpoint_before(
     assert Checkpoints(tmp_path, {}).load([]).n_epochs == 1
 
 
+def test_a_checkpoint_that_points_to_another_file_is_refused(tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        Checkpoints(tmp_path / name, {}).save(
+            Progress(logits=[np.zeros((2, 2), np.float32)], best_epoch=1), []
+        )
+    with h5py.File(tmp_path / "first" / "checkpoint.h5", "r+") as file:
+        del file["logits"]
+        file["logits"] = h5py.ExternalLink(str(tmp_path / "second" / "checkpoint.h5"), "logits")
+    with pytest.raises(RunError, match="/logits in it lies outside the file"):
+        Checkpoints(tmp_path / "first", {}).load([])
+
+
 def test_a_checkpoint_of_another_training_or_a_damaged_one_is_refused(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, {"seed": 1, "epochs": 3})
     progress = Progress()

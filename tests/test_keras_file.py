@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 
@@ -115,15 +117,49 @@ def test_code_in_a_head_is_refused(tmp_path: Path) -> None:
         load_model(run_of(tmp_path))
 
 
-def nan_bias(raw: bytes) -> bytes:
-    import io
+BIAS, KERNEL = "layers/dense/vars/1", "layers/dense/vars/0"
 
-    import h5py
 
-    stream = io.BytesIO(raw)
-    with h5py.File(stream, "r+") as file:
-        file["layers/dense/vars/1"][0] = np.nan
-    return stream.getvalue()
+def with_weights(path: Path, change: Callable[[h5py.File], object]) -> None:
+    def edit(raw: bytes) -> bytes:
+        stream = io.BytesIO(raw)
+        with h5py.File(stream, "r+") as file:
+            change(file)
+        return stream.getvalue()
+
+    rewrite(path, "model.weights.h5", edit)
+
+
+def nan_bias(file: h5py.File) -> None:
+    file[BIAS][0] = np.nan
+
+
+def replace(file: h5py.File, name: str, item: Any = None, **options: Any) -> None:
+    """Put something else where a dataset was: a link, an array, or a dataset of options."""
+    del file[name]
+    if options:
+        file.create_dataset(name, **options)
+    else:
+        file[name] = item
+
+
+def raw_bias(file: h5py.File) -> None:
+    replace(file, BIAS, shape=5, dtype="f4", external=[("/etc/passwd", 0, 20)])
+
+
+def virtual_bias(file: h5py.File) -> None:
+    layout = h5py.VirtualLayout((5,), "f4")
+    layout[:] = h5py.VirtualSource("/nowhere.h5", "bias", (5,))
+    del file[BIAS]
+    file.create_virtual_dataset(BIAS, layout)
+
+
+def outside_elsewhere(file: h5py.File) -> None:
+    file["group that nothing reads/bias"] = h5py.ExternalLink("/nowhere.h5", "bias")
+
+
+def group_within_itself(file: h5py.File) -> None:
+    file["layers/again"] = file["/"]
 
 
 @pytest.mark.parametrize(
@@ -135,7 +171,51 @@ def nan_bias(raw: bytes) -> bytes:
         (lambda path: rewrite(path, "config.json", lambda _: b"{}"), "class_name"),
         (lambda path: rewrite(path, "config.json", lambda _: b"[]"), "cannot be read"),
         (lambda path: rewrite(path, "model.weights.h5", lambda raw: raw[:99]), "cannot be read"),
-        (lambda path: rewrite(path, "model.weights.h5", nan_bias), "not all finite"),
+        (lambda path: path.write_bytes(b""), "not a zip file"),
+        (lambda path: with_weights(path, nan_bias), "not all finite"),
+        (lambda path: with_weights(path, raw_bias), "vars/1 in it lies outside"),
+        (lambda path: with_weights(path, virtual_bias), "vars/1 in it lies outside"),
+        (lambda path: with_weights(path, outside_elsewhere), "reads/bias in it lies outside"),
+        (
+            lambda path: with_weights(
+                path, lambda file: replace(file, BIAS, h5py.SoftLink("/optimizer/bias"))
+            ),
+            "vars/1 in it lies outside",
+        ),
+        (
+            lambda path: with_weights(
+                path, lambda file: replace(file, BIAS, shape=1 << 40, dtype="f4", chunks=(1024,))
+            ),
+            "vars/1 in it is larger than any head",
+        ),
+        (
+            lambda path: with_weights(path, lambda file: replace(file, BIAS, np.zeros(5))),
+            r"vars/1 in it is float64 \(5,\): expected float32 \(5,\)",
+        ),
+        (
+            lambda path: with_weights(path, lambda file: replace(file, BIAS, np.float32([0]))),
+            r"vars/1 in it is float32 \(1,\): expected float32 \(5,\)",
+        ),
+        (
+            lambda path: with_weights(
+                path, lambda file: replace(file, KERNEL, np.zeros((1, 5), np.float32))
+            ),
+            r"vars/0 in it is float32 \(1, 5\): expected float32 \(7, 5\)",
+        ),
+        (lambda path: with_layer(path, 3, units=1), r"\(7, 5\): expected float32 \(7, 1\)"),
+        (lambda path: with_layer(path, 3, units=True), "a layer in it has True units"),
+        (lambda path: with_layer(path, 0, batch_shape=[None, 7.0]), r"it takes \[None, 7.0\]"),
+        (lambda path: with_layer(path, 0, batch_shape=[None, -7]), r"it takes \[None, -7\]"),
+        (lambda path: with_layer(path, 0, batch_shape=[None, 7, 7]), r"expected \[None, d\]"),
+        (lambda path: with_layer(path, 0, batch_shape=[1, 7]), r"expected \[None, d\]"),
+        (lambda path: with_layer(path, 0, batch_shape=[None, 10**12]), "is not 10{12} numbers"),
+        (lambda path: with_layer(path, 1, mean=[np.nan] * 7), "mean is not all finite"),
+        (lambda path: with_layer(path, 1, mean=[1e300] * 7), "mean is not all finite"),
+        (lambda path: with_layer(path, 1, mean=["1"] * 7), "mean is not 7 numbers"),
+        (lambda path: with_layer(path, 1, mean=0.5), "mean is not 7 numbers"),
+        (lambda path: with_layer(path, 1, variance=[np.inf] * 7), "variance is not all finite"),
+        (lambda path: with_layer(path, 1, variance=[-1.0] * 7), "variance is negative"),
+        (lambda path: with_layer(path, 1, variance=[[1.0] * 7]), "variance is not 7 numbers"),
         (lambda path: with_layer(path, 0, batch_shape=[None, 9]), "cannot be read"),
         (lambda path: with_layer(path, 1, mean=[0.0, 1.0]), "cannot be read"),
     ],
@@ -152,5 +232,22 @@ def test_damaged_head_is_refused(
 
 
 def test_head_of_other_classes_is_refused(head: Path) -> None:
-    with pytest.raises(RunError, match=r"logits of shape \(1, 4\), expected \(1, 3\)"):
+    with pytest.raises(RunError, match="it gives 4 logits, expected 3"):
         load_model(run_of(head.parent, n_classes=3))
+
+
+def test_tree_that_holds_itself_is_walked_once(head: Path, tmp_path: Path) -> None:
+    path = tmp_path / "head.keras"
+    path.write_bytes(head.read_bytes())
+    with_weights(path, group_within_itself)
+    stored, expected = read_dense_head(path, 4), read_dense_head(head, 4)
+    assert stored is not None
+    assert expected is not None
+    np.testing.assert_array_equal(stored.logits(X), expected.logits(X))
+
+
+def test_head_that_is_left_to_keras_reads_no_other_file(tmp_path: Path) -> None:
+    path = keras_head(tmp_path / "head.keras", import_keras().layers.Dense(5, "tanh"))
+    with_weights(path, raw_bias)
+    with pytest.raises(RunError, match="vars/1 in it lies outside"):
+        load_model(run_of(tmp_path, n_classes=5))

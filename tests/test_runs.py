@@ -5,13 +5,20 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import asdict
+from lzma import LZMAError
 from pathlib import Path
 from typing import Any
 
 import cache_tools
 import pytest
 
-from classify.results.runs import load_run, write_history, write_metrics, write_split
+from classify.results.runs import (
+    load_run,
+    reading_model,
+    write_history,
+    write_metrics,
+    write_split,
+)
 from data_cache.errors import RunError
 
 METRICS = {
@@ -77,6 +84,26 @@ def test_a_model_that_is_missing_or_damaged_is_refused(
             (tmp_path / file).write_bytes(content)
     with pytest.raises(RunError, match=r"head\.keras|logistic_regression\.npz"):
         load_run(tmp_path).model(name)
+
+
+@pytest.mark.parametrize("name", ["dense", "logistic_regression"])
+def test_a_model_that_is_no_regular_file_is_not_opened(tmp_path: Path, name: str) -> None:
+    write_metrics(tmp_path, METRICS)
+    for file in ("head.keras", "logistic_regression.npz"):
+        (tmp_path / file).symlink_to("/dev/zero")
+    with pytest.raises(RunError, match="is no regular file"):
+        load_run(tmp_path).model(name)
+
+
+def test_what_a_damaged_file_provokes_is_cut_short() -> None:
+    for error in (MemoryError("x" * 10_000), EOFError("two\nlines"), OverflowError(), LZMAError()):
+        with (
+            pytest.raises(RunError, match=r"cannot be read: \S") as caught,
+            reading_model(Path("a")),
+        ):
+            raise error
+        assert len(str(caught.value)) < 250
+        assert "\n" not in str(caught.value)
 
 
 def test_a_model_that_no_run_has_is_refused(tmp_path: Path) -> None:

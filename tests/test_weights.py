@@ -313,7 +313,7 @@ def write_link_to_another_file(path: Path, model: Any) -> None:
         (write_empty, "it holds no layers with weights"),
         (write_nan, "layer top_conv has weights that are not finite"),
         (write_integers, "has type int64, expected float32"),
-        (write_link_to_another_file, "top_conv lies outside the file"),
+        (write_link_to_another_file, "top_conv/bias in it lies outside the file"),
     ],
 )
 def test_damaged_or_odd_file_is_refused(

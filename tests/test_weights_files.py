@@ -43,6 +43,16 @@ def test_layers_count_in_numbers_not_in_letters(prefix: str, tmp_path: Path) -> 
     assert [int(kernel[0, 0, 0, 0]) for (kernel,) in found] == list(range(12))
 
 
+def test_weights_that_hdf5_would_read_from_elsewhere_are_refused(tmp_path: Path) -> None:
+    path, elsewhere = tmp_path / "some.weights.h5", tmp_path / "secret"
+    elsewhere.write_bytes(bytes(16))
+    write_keras_3(path, 2)
+    with h5py.File(path, "r+") as file:
+        file.create_dataset("more", (4,), "f4", external=[(str(elsewhere), 0, 16)])
+    with pytest.raises(WeightsError, match="/more in it lies outside the file"):
+        read_weights(path, convolutions(2), "some")
+
+
 def test_layers_that_fit_in_several_ways_are_refused(tmp_path: Path) -> None:
     write_keras_3(tmp_path / "some.weights.h5", 3)
     with pytest.raises(WeightsError, match="neither names nor order say which is which"):

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from classify.export.protobuf import fields
+from classify.stored.damage import SIGNS_OF_DAMAGE, words_of
+from classify.stored.keras_file import open_weights
 from data_cache.console import import_keras
 from data_cache.errors import ModelError
 
@@ -145,7 +147,7 @@ ONNX_DOMAINS = frozenset({b"", b"ai.onnx"})
 
 
 def check_keras_file(path: Path) -> None:
-    """Refuse a ``.keras`` file that names a class outside :data:`KERAS_CLASSES`.
+    """Refuse a ``.keras`` file that names a class outside :data:`KERAS_CLASSES`, or other files.
 
     It has to be loaded with ``compile=False``: its optimizer and its loss are not looked at.
 
@@ -159,8 +161,8 @@ def check_keras_file(path: Path) -> None:
             if archive.getinfo(CONFIG_NAME).file_size > _MOST_CONFIG_BYTES:
                 raise ModelError(f"{path}: its {CONFIG_NAME} is larger than any classifier's")
             config = json.loads(archive.read(CONFIG_NAME))
-    except (OSError, KeyError, ValueError, RecursionError, zipfile.BadZipFile) as error:
-        raise ModelError(f"{path} is not a whole .keras file: {error}") from error
+    except SIGNS_OF_DAMAGE as error:
+        raise ModelError(f"{path} is not a whole .keras file: {words_of(error)}") from error
     if isinstance(config, dict):
         config.pop("compile_config", None)  # of training: loading leaves it alone
     for module, name in _classes(config):
@@ -169,6 +171,16 @@ def check_keras_file(path: Path) -> None:
                 f"{path} is refused: it holds {name} of {module}, which no exported classifier "
                 "needs, and which might run code"
             )
+    _check_weights(path)
+
+
+def _check_weights(path: Path) -> None:
+    """Refuse weights that are too large, or that HDF5 would read from other files."""
+    try:
+        with zipfile.ZipFile(path) as archive, open_weights(archive):
+            return
+    except SIGNS_OF_DAMAGE as error:
+        raise ModelError(f"{path} is refused, for its weights: {words_of(error)}") from error
 
 
 def _classes(value: Any) -> Iterator[tuple[Any, Any]]:

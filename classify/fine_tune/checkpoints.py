@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from data_cache.errors import RunError
 from data_cache.files import whole_file
+from data_cache.hdf5 import datasets_within
 
 FORMAT, FORMAT_VERSION = "headstart-checkpoint", 1
 _FILE = "checkpoint.h5"
@@ -114,6 +115,7 @@ class Checkpoints:
             return Progress()
         try:
             with h5py.File(self.path, "r") as file:
+                datasets_within(file)
                 return self._read(file, variables)
         except (OSError, KeyError, ValueError, TypeError) as error:
             if isinstance(error, RunError):

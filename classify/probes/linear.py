@@ -13,8 +13,8 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from classify.estimators import LogitsClassifier
-from classify.stored.arrays import load_arrays, save_arrays
-from classify.stored.linear import LINEAR_SHAPES, linear_logits
+from classify.stored.arrays import save_arrays
+from classify.stored.linear import LINEAR_SHAPES, linear_logits, load_linear
 from data_cache.errors import DataError, ParameterError
 
 
@@ -57,7 +57,7 @@ class LinearProbe(LogitsClassifier):
             The file is no such thing. Nothing in it is ever unpickled.
         """
         probe = cls()
-        for name, array in load_arrays(path, cls.kind, LINEAR_SHAPES).items():
+        for name, array in load_linear(path, cls.kind).items():
             setattr(probe, f"{name}_", array)
         probe.n_features_in_ = len(probe.mean_)
         return probe

@@ -15,8 +15,8 @@ from itertools import repeat
 from operator import eq
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from zipfile import BadZipFile
 
+from classify.stored.damage import SIGNS_OF_DAMAGE, words_of
 from classify.stored.model import LogitsModel
 from data_cache.errors import RunError
 from data_cache.files import check_creatable, refuse_existing, whole_folder
@@ -32,17 +32,6 @@ COMPARISON_KIND = "comparison"
 
 DENSE, LOGISTIC, BASELINE = "dense", "logistic_regression", "baseline"
 """Names of the models in a run, as in ``metrics.json`` and on the command line."""
-
-_LOADING_ERRORS = (
-    OSError,
-    ValueError,
-    TypeError,
-    LookupError,
-    AttributeError,
-    RuntimeError,
-    BadZipFile,
-)
-"""What a file that is damaged, or somebody else's, provokes in Keras and NumPy."""
 
 MODEL_FILES = {DENSE: "head.keras", LOGISTIC: "logistic_regression.npz"}
 PROBE_FILES = {
@@ -310,13 +299,26 @@ def _check_metrics(metrics: Mapping[str, Any]) -> None:
 
 @contextmanager
 def reading_model(path: Path) -> Iterator[None]:
-    """Turn whatever a damaged file provokes in the body into a :class:`RunError`."""
+    """Turn whatever a damaged file provokes in the body into a :class:`RunError`.
+
+    Raises
+    ------
+    RunError
+        The body failed; or something is at ``path`` that is no regular file, and might never end.
+    """
     try:
+        _expect_regular(path)
         yield
     except RunError:
         raise
-    except _LOADING_ERRORS as error:
-        raise RunError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
+    except SIGNS_OF_DAMAGE as error:
+        raise RunError(f"{path} cannot be read: {words_of(error)}") from error
+
+
+def _expect_regular(path: Path) -> None:
+    """Raise :class:`RunError` where something is at ``path`` that is no regular file."""
+    if path.exists() and not path.is_file():
+        raise RunError(f"{path} is no regular file: expected a model's, as training wrote it")
 
 
 def check_classes(run: Run, name: str, model: LogitsModel) -> None:

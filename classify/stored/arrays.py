@@ -6,14 +6,16 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
-from zipfile import BadZipFile, ZipFile
+from zipfile import ZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
+from classify.stored.damage import SIGNS_OF_DAMAGE, words_of
 from data_cache.errors import RunError
 
 FORMAT_VERSION = 1
+_LONGEST_KIND = 64
 
 Shapes = Mapping[str, tuple[str, ...]]
 """The shape of each array, its lengths by name; lengths of one name are equal, none is 0."""
@@ -66,15 +68,14 @@ def load_arrays(
     """
     try:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
-            _check_header(str(arrays["kind"]), int(arrays["version"]), kind)
+            _check_header(_kind(arrays), int(arrays["version"].item()), kind)
             loaded = {name: arrays[name] for name in shapes}
         _check_shapes(loaded, shapes)
         _check_numbers(loaded)
         if check:
             check(loaded)
-    except (OSError, KeyError, ValueError, TypeError, BadZipFile) as error:
-        words = kind.replace("_", " ")
-        raise RunError(f"{path} holds no {words}: {' '.join(str(error).split())}") from error
+    except SIGNS_OF_DAMAGE as error:
+        raise RunError(f"{path} holds no {kind.replace('_', ' ')}: {words_of(error)}") from error
     return loaded
 
 
@@ -88,9 +89,17 @@ def kind_of(path: Path) -> str:
     """
     try:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
-            return str(arrays["kind"])
-    except (OSError, KeyError, ValueError, TypeError, BadZipFile) as error:
-        raise RunError(f"{path} holds no probe: {' '.join(str(error).split())}") from error
+            return _kind(arrays)
+    except SIGNS_OF_DAMAGE as error:
+        raise RunError(f"{path} holds no probe: {words_of(error)}") from error
+
+
+def _kind(arrays: Mapping[str, NDArray]) -> str:
+    """Return what a file says it is; raise ``ValueError`` where that is not one short text."""
+    kind = arrays["kind"]
+    if kind.shape != () or kind.dtype.kind != "U" or len(name := str(kind)) > _LONGEST_KIND:
+        raise ValueError("it does not say of what kind it is")
+    return name
 
 
 def _check_header(found: str, version: int, kind: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -59,4 +60,5 @@ def extract(source: Path, output: Path, model: Path, part: str = "", cluster: st
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     extract(*map(Path, sys.argv[1:4]), *sys.argv[4:])

@@ -15,6 +15,7 @@ from classify.statistics.bootstrap import (
     _acceleration,
     bca_interval,
     cluster_bca_interval,
+    stratified_mean,
 )
 
 
@@ -114,6 +115,13 @@ def test_rescaled_draws_leave_one_row_out_and_keep_the_weight_of_every_stratum()
         weights, size = seen[0][:, strata == stratum], counts[strata == stratum].sum()
         assert np.unique(weights) == pytest.approx(units)
         assert weights.sum(axis=1) == pytest.approx(np.full(500, size))
+
+
+def test_mean_over_resamples_shows_the_bias_of_a_squared_mean() -> None:
+    values, counts = np.array([0.0, 1.0, 4.0]), np.array([3, 2, 1])
+    rows = np.repeat(values, counts)
+    found = stratified_mean(squared_mean_of(values), np.zeros(3, int), counts, n_draws=40_000)
+    assert found == pytest.approx(rows.mean() ** 2 + rows.var() / 6, rel=0.02)
 
 
 def test_draws_that_differ_from_what_was_seen_by_rounding_alone_are_ties() -> None:

@@ -185,6 +185,20 @@ def test_both_intervals_of_small_classes_are_as_wide_as_unbiased_variances_say(
     assert high - low == pytest.approx(2 * norm.ppf(0.975) * error, rel=0.1)
 
 
+def test_macro_f1_interval_is_moved_against_the_bias_of_so_few_rows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    labels, logits = World(0.6, shares=(0.02,) * 50).draw(100, np.random.default_rng(0))
+    predictions = logits.argmax(axis=1)
+    observed = metrics.macro_f1(labels, predictions, 50)
+    monkeypatch.setattr(intervals, "bca_interval", lambda *_, **__: (1.0, 0.0))
+    ends = []
+    for mean in (observed, observed - 0.01):
+        monkeypatch.setattr(intervals, "stratified_mean", lambda *_, mean=mean: mean)
+        ends.append(macro_f1_interval(labels, predictions, 50))
+    assert ends[1] == pytest.approx((ends[0][0] + 0.01, ends[0][1] + 0.01))
+
+
 @pytest.mark.parametrize("interval", [macro_f1_interval, balanced_accuracy_interval])
 @pytest.mark.parametrize("accuracy", [0.6, 0.9])
 def test_intervals_of_large_classes_are_no_wider_than_that_of_the_accuracy(

@@ -62,17 +62,25 @@ def bca_interval(
     counts = np.ones(len(strata), np.int64) if counts is None else counts
     if counts.sum() < _FEWEST:
         raise ValueError(f"{counts.sum()} rows: expected two or more to resample")
-    parts = [np.flatnonzero(strata == stratum) for stratum in np.unique(strata)]
-    rng = np.random.default_rng(seed)
-    draws = np.concatenate(
-        [
-            statistic(_resample(rng, parts, counts, size, int(rescaled)))
-            for size in _block_sizes(n_draws, len(counts))
-        ]
-    )
+    parts = _parts(strata)
+    draws = _draws(statistic, parts, counts, int(rescaled), n_draws, seed)
     observed = float(statistic(counts[None].astype(np.float64))[0])
     left_out = _leave_one_out(statistic, counts)
     return _bca_ends(draws, observed, _acceleration(left_out, parts, counts), confidence)
+
+
+def stratified_mean(
+    statistic: Statistic,
+    strata: NDArray[np.integer],
+    counts: NDArray[np.integer],
+    n_draws: int = N_DRAWS,
+    seed: int = 0,
+) -> float:
+    """Return the mean of a statistic over resamples, drawn as for :func:`bca_interval`.
+
+    Less the statistic of the rows themselves, it tells the statistic's bias in so many rows.
+    """
+    return float(_draws(statistic, _parts(strata), counts, 0, n_draws, seed).mean())
 
 
 def cluster_bca_interval(
@@ -127,6 +135,29 @@ def _adjusted_level(bias: float, acceleration: float, z: float) -> float:
     """Return Phi(z0 + (z0 + z) / (1 - a (z0 + z))): 1 where the denominator has no meaning."""
     shrink = 1 - acceleration * (bias + z)
     return _NORMAL.cdf(bias + (bias + z) / shrink) if shrink > 0 else 1.0
+
+
+def _parts(strata: NDArray[np.integer]) -> list[NDArray[np.intp]]:
+    """Return the positions of each stratum's rows."""
+    return [np.flatnonzero(strata == stratum) for stratum in np.unique(strata)]
+
+
+def _draws(
+    statistic: Statistic,
+    parts: list[NDArray[np.intp]],
+    counts: NDArray,
+    n_fewer: int,
+    n_draws: int,
+    seed: int,
+) -> NDArray[np.float64]:
+    """Return the statistic (n_draws,) of resamples, as :func:`_resample` draws them."""
+    rng = np.random.default_rng(seed)
+    return np.concatenate(
+        [
+            statistic(_resample(rng, parts, counts, size, n_fewer))
+            for size in _block_sizes(n_draws, len(counts))
+        ]
+    )
 
 
 def _block_sizes(n_resamples: int, n_rows: int) -> Iterator[int]:

@@ -2,8 +2,8 @@
 
 The bound is cores / (decode + resize + hash + forward), each in core-seconds an image: what the
 machine would do if every core did nothing else. The four are measured in the same run as the
-extraction, one after the other on one thread, in turn with it. The extraction runs as it does for
-that many files, by worker processes, and by threads alone. Photos are taken several times over,
+extraction, one after the other on one thread, in turn with it. The extraction runs by threads and
+by worker processes. Photos are taken several times over,
 each copy under a digest of its own, so that starting and finishing count for as little as they do
 for a user with many.
 """
@@ -134,7 +134,7 @@ def whole_job(
     """
 
     def extract() -> float:
-        pool.FEWEST_IMAGES = fewest_images
+        pool.FEWEST_IMAGES, pool.FEWEST_CORES = fewest_images, 2
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "cache.h5"
             done = extract_features(source, path, ExtractionOptions(image_size=options.image_size))
@@ -161,8 +161,8 @@ def run(folder: Path, options: argparse.Namespace, report: Report) -> None:
     stages = Stages([source.fetch(*position) for position in rows], options)
     parts = stages.sides()
     jobs = {
-        "headstart": whole_job(source, options, stages, pool.FEWEST_IMAGES),
-        "headstart, threads alone": whole_job(source, options, stages, len(source.manifest)),
+        "headstart, threads": whole_job(source, options, stages, len(source.manifest)),
+        "headstart, worker processes": whole_job(source, options, stages, 1),
     }
     seconds = alternate({**jobs, **parts}, options.rounds)
     print(f"  features agree within {TOLERANCE:g} of the largest")

@@ -47,7 +47,7 @@ def start(
 def extract(source: Path, output: Path, model: Path, part: str = "", cluster: str = "") -> None:
     """Run an extraction in this process."""
     if cluster == WITH_WORKERS:
-        pool.FEWEST_IMAGES, cluster = 1, ""
+        pool.FEWEST_IMAGES, pool.FEWEST_CORES, cluster = 1, 2, ""
     options = ExtractionOptions(
         backbone=f"onnx:{model / 'tiny.onnx'}",
         preprocess=model / "tiny.json",

@@ -39,6 +39,7 @@ N_CORES = 2
 @pytest.fixture(autouse=True)
 def two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pool, "n_cores", lambda: N_CORES)
+    monkeypatch.setattr(pool, "FEWEST_CORES", N_CORES)
 
 
 @pytest.fixture(scope="module")

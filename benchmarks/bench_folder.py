@@ -3,9 +3,8 @@
 The bound is cores / (decode + resize + hash + forward), each in core-seconds an image: what the
 machine would do if every core did nothing else. The four are measured in the same run as the
 extraction, one after the other on one thread, in turn with it. The extraction runs by threads and
-by worker processes. Photos are taken several times over,
-each copy under a digest of its own, so that starting and finishing count for as little as they do
-for a user with many.
+by worker processes. Photos are taken several times over, each copy under a digest of its own, so
+that starting and finishing count for as little as they do for a user with many.
 """
 
 from __future__ import annotations

@@ -24,3 +24,10 @@ def write_images(folder: Path, n_images: int, seed: int = 0) -> list[Path]:
     for i, path in enumerate(paths):
         path.write_bytes(png_bytes(seed + i))
     return paths
+
+
+def write_ants_and_bees(folder: Path, n_images: int) -> Path:
+    """Write ``n_images`` different PNGs of each of two classes below a folder; return it."""
+    for k, name in enumerate(("ant", "bee")):
+        write_images(folder / name, n_images, seed=1000 * k)
+    return folder

@@ -25,7 +25,7 @@ from cache_tools import (
 )
 from click.testing import CliRunner
 from extraction_process import SHARD_ROWS, extract, start
-from image_files import write_images
+from image_files import write_ants_and_bees
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV
 from tiny_onnx import N_FEATURES, write_tiny_onnx
@@ -57,9 +57,8 @@ N_IMAGES = 150
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Photos of two classes, one of them bad, and a small backbone."""
     root = tmp_path_factory.mktemp("cluster")
-    for k, name in enumerate(("ant", "bee")):
-        write_images(root / "photos" / name, N_IMAGES, seed=1000 * k)
-    (root / "photos" / "bee" / "bad.png").write_bytes(b"no image")
+    photos = write_ants_and_bees(root / "photos", N_IMAGES)
+    (photos / "bee" / "bad.png").write_bytes(b"no image")
     write_tiny_onnx(root)
     return root
 

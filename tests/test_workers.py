@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import psutil
 import pytest
 from cache_tools import assert_same_cache
 from extraction_process import WITH_WORKERS, extract, start
-from image_files import png_bytes, write_images
+from image_files import png_bytes, write_ants_and_bees, write_images
 from numpy.typing import NDArray
 from tiny_onnx import write_tiny_onnx
 
@@ -46,9 +47,8 @@ def two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Photos of two classes, one of them bad, and a small backbone."""
     root = tmp_path_factory.mktemp("workers")
-    for k, name in enumerate(("ant", "bee")):
-        write_images(root / "photos" / name, N_IMAGES, seed=1000 * k)
-    (root / "photos" / "bee" / "bad.png").write_bytes(b"no image")
+    photos = write_ants_and_bees(root / "photos", N_IMAGES)
+    (photos / "bee" / "bad.png").write_bytes(b"no image")
     write_tiny_onnx(root)
     return root
 
@@ -87,9 +87,11 @@ def started() -> Iterator[Callable[..., WorkerProcesses]]:
         one.close()
 
 
-def patiently(workers: WorkerProcesses, chunk: Sequence[Position]) -> Worked:
+def patiently(
+    extract: Callable[[Sequence[Position]], Worked | None], chunk: Sequence[Position]
+) -> Worked:
     """Have a worker extract a chunk, once one is ready."""
-    while (worked := workers.extract(chunk)) is None:
+    while (worked := extract(chunk)) is None:
         time.sleep(0.01)
     return worked
 
@@ -118,8 +120,7 @@ def test_workers_make_the_cache_that_threads_make(
     alone = WorkerProcesses.extract
 
     def counted(self: WorkerProcesses, chunk: Sequence[Position]) -> Worked:
-        while (worked := alone(self, chunk)) is None:
-            time.sleep(0.01)
+        worked = patiently(partial(alone, self), chunk)
         counts.append(len(worked.extracted))
         return worked
 
@@ -140,7 +141,7 @@ def test_profile_counts_what_the_workers_did(
 ) -> None:
     one = pipeline(folder, source)
     workers = started(source, stages(one), 1)
-    patiently(workers, positions(source)[:8])
+    patiently(workers.extract, positions(source)[:8])
     chunks = list(replace(one, workers=workers, n_workers=1).run(iter(positions(source))))
     assert sum(map(len, chunks)) == 2 * N_IMAGES + 1
     assert set(one.profile.seconds) == {"read", "hash", "decode", "resize", "forward"}
@@ -154,7 +155,7 @@ def test_image_that_changed_after_it_was_listed_is_refused(
     one = pipeline(folder, source)
     for path in paths:
         path.write_bytes(png_bytes(99))
-    worked = patiently(started(source, stages(one), 1), positions(source))
+    worked = patiently(started(source, stages(one), 1).extract, positions(source))
     assert not worked.extracted.kept.any()
     assert "changed after it was listed" in worked.extracted.bad_images[0].reason
 
@@ -168,7 +169,7 @@ def test_loss_of_a_worker_costs_no_row(
     one = pipeline(folder, source)
     expected = np.concatenate([chunk.features for chunk in one.run(iter(positions(source)))])
     workers = started(source, stages(one), 1)
-    patiently(workers, positions(source)[:8])
+    patiently(workers.extract, positions(source)[:8])
     for process in processes():
         process.kill()
     chunks = list(replace(one, workers=workers).run(iter(positions(source))))
@@ -248,7 +249,10 @@ def test_worker_imports_what_this_process_would(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*filter(None, sys.path), str(tmp_path), tmp_path])
     one = pipeline(folder, source)
-    assert len(patiently(started(source, stages(one), 1), positions(source)[:8]).extracted) == 8
+    assert (
+        len(patiently(started(source, stages(one), 1).extract, positions(source)[:8]).extracted)
+        == 8
+    )
 
 
 def test_worker_finds_modules_in_folders_with_colons(
@@ -285,7 +289,7 @@ def test_workers_end_whatever_became_of_them(
     try:
         one = pipeline(folder, source)
         workers = WorkerProcesses(source, stages(one), 1)
-        patiently(workers, positions(source)[:8])
+        patiently(workers.extract, positions(source)[:8])
         if handler == signal.SIG_DFL:
             processes()[0].suspend()
         workers.close()
@@ -299,15 +303,14 @@ def test_interrupt_of_a_worker_alone_changes_nothing(
 ) -> None:
     one = pipeline(folder, source)
     workers = started(source, stages(one), 1)
-    patiently(workers, positions(source)[:8])
+    patiently(workers.extract, positions(source)[:8])
     processes()[0].send_signal(signal.SIGINT)
     assert workers.extract(positions(source)[:8]) is not None
 
 
 def slow_extraction(tmp_path: Path) -> subprocess.Popen[bytes]:
     """Start an extraction by workers that takes long, and wait until they work."""
-    for k, name in enumerate(("ant", "bee")):
-        write_images(tmp_path / "photos" / name, 400, seed=1000 * k)
+    write_ants_and_bees(tmp_path / "photos", 400)
     write_tiny_onnx(tmp_path, n_layers=200)
     return start(
         tmp_path / "photos",

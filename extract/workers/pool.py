@@ -27,7 +27,7 @@ from data_cache.memory import available_bytes
 from extract.convert import TOLERANCE, relative_error
 from extract.pipeline import Pipeline, Position, Worked
 from extract.sources import FileSource, Source
-from extract.workers.images import Opening, task_images
+from extract.workers.images import opening_of, task_images
 from extract.workers.process import Stages, probe
 
 FEWEST_IMAGES = 2_000
@@ -185,7 +185,7 @@ def worker_processes(
     if not _is_worth_it(source, pipeline, n_missing, n_workers):
         yield None
         return
-    stages = Stages(Opening(), pipeline.decoding, pipeline.preprocessing, pipeline.engine)
+    stages = Stages(opening_of(source), pipeline.decoding, pipeline.preprocessing, pipeline.engine)
     workers = WorkerProcesses(source, stages, n_workers)
     try:
         yield workers

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -102,8 +103,11 @@ def processes() -> list[psutil.Process]:
 
 
 def workers_of(process: psutil.Process) -> list[psutil.Process]:
-    children = process.children()
-    return [one for one in children if any("extract.workers" in word for word in one.cmdline())]
+    found = []
+    for one in process.children():
+        with suppress(psutil.NoSuchProcess):  # it ended since it was listed
+            found += [one] if any("extract.workers" in word for word in one.cmdline()) else []
+    return found
 
 
 def wait_for(condition: Callable[[], object], seconds: float = 30) -> None:
@@ -340,7 +344,7 @@ def test_interrupt_ends_workers_in_silence_and_keeps_what_is_done(tmp_path: Path
     assert len(workers) == N_CORES
     assert not any(one.is_running() for one in workers)
     said = (tmp_path / "stderr").read_text()
-    assert said.count("Traceback") <= 1  # of the script that called the library, not of a worker
+    assert "workers/process.py" not in said  # where the traceback of a worker would begin
     assert "lost" not in said
     extract(tmp_path / "photos", tmp_path / "c.h5", tmp_path)
     extract(tmp_path / "photos", tmp_path / "whole.h5", tmp_path)

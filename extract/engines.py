@@ -1,15 +1,18 @@
 """Engines: what runs the forward pass. Every engine takes scaled pixels and returns features.
 
-``keras`` is the reference. ``onnx`` runs the same backbone, converted, several times as fast on a
-CPU; it is used only after it has agreed with the reference on a probe (:mod:`extract.convert`).
+``keras`` is the reference. ``litert`` and ``onnx`` run the same backbone, converted, several times
+as fast on a CPU; either is used only after it has agreed with the reference on a probe
+(:mod:`extract.convert`).
 """
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import platform
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib import metadata
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,12 +23,15 @@ from data_cache.console import import_keras, say, warn
 from data_cache.errors import EngineError
 from extract.backbones import Backbone
 from extract.convert import TOLERANCE, Converted, convert, kept_folder, relative_error
+from extract.converters import TO_ONNX, TO_TFLITE, Converter
 from extract.feature_layers import load_feature_model
+from extract.litert_engine import LITERT, LiteRtEngine
 from extract.onnx_backbone import OnnxBackbone
-from extract.onnx_engines import Batch, OnnxEngine, OnnxFileEngine, expect_onnxruntime
+from extract.onnx_engines import ONNX_RUNTIME, OnnxEngine, OnnxFileEngine
+from extract.runtimes import Batch, Runtime
 from extract.weights import Weights
 
-ENGINES = ("auto", "keras", "onnx")
+ENGINES = ("auto", "keras", "litert", "onnx")
 
 _GPU_DEVICES = ("/dev/nvidia0", "/dev/kfd", "/dev/dxg")
 
@@ -35,7 +41,7 @@ class Engine(Protocol):
 
     Attributes
     ----------
-    name : ``keras``, ``onnx``, or what else runs it; goes into the provenance
+    name : ``keras``, ``litert``, or what else runs it; goes into the provenance
     n_features : width of a feature row
     n_concurrent : how many threads may and should call it at once; 1 where one call uses all cores
     """
@@ -90,6 +96,21 @@ class KerasEngine:
         return features
 
 
+@dataclass(frozen=True)
+class _Fast:
+    """An engine for converted backbones: its library, the converter, and what loads a file."""
+
+    runtime: Runtime
+    converter: Converter
+    load: Callable[[Path], Engine]
+
+
+_FAST = {
+    "litert": _Fast(LITERT, TO_TFLITE, LiteRtEngine),
+    "onnx": _Fast(ONNX_RUNTIME, TO_ONNX, OnnxEngine),
+}
+
+
 def choose_engine(
     name: str,
     backbone: Backbone | OnnxBackbone,
@@ -100,14 +121,15 @@ def choose_engine(
 ) -> Engine:
     """Start the engine called ``name`` and say which it is.
 
-    ``auto`` is ``onnx`` on a CPU where ONNX Runtime is installed, else ``keras``. An ``onnx`` that
-    cannot be had, or that disagrees with the reference, gives way to ``keras`` with a warning.
+    ``auto`` is ``keras`` on a GPU. On a CPU it is the first of the backbone's ``fast_engines`` that
+    is installed, else ``keras``. An engine that cannot be had, or that disagrees with the
+    reference, gives way to the next with a warning, in the end to ``keras``.
 
     Raises
     ------
     EngineError
-        An unknown name, ``onnx`` asked for without ONNX Runtime, or mixed precision that no GPU
-        can serve.
+        An unknown name, ``litert`` or ``onnx`` asked for where it is not installed, or mixed
+        precision that no GPU can serve.
     BackboneError
         The backbone has no such feature layer.
     """
@@ -116,15 +138,15 @@ def choose_engine(
     if isinstance(backbone, OnnxBackbone):
         return _own_onnx_engine(name, backbone)
     reason = _reason_for_keras(name, mixed_precision=mixed_precision)
-    if reason:
-        say(f"engine: keras ({reason})")
-        return KerasEngine(backbone, weights, image_size, mixed_precision=mixed_precision)
-    expect_onnxruntime()
-    try:
-        return _checked_onnx_engine(backbone, weights, image_size)
-    except EngineError as error:
-        warn(f"{error}; the engine is keras, the reference, which is slower")
-        return KerasEngine(backbone, weights, image_size)
+    names = () if reason else _fast_names(name, backbone)
+    if not names:
+        say(f"engine: keras ({reason or _NOTHING_FAST})")
+    for fast, next_one in pairwise([*names, "keras"]):
+        try:
+            return _checked_engine(fast, backbone, weights, image_size)
+        except EngineError as error:
+            warn(f"{error}; the engine is {next_one}, which is slower")
+    return KerasEngine(backbone, weights, image_size, mixed_precision=mixed_precision)
 
 
 def has_gpu() -> bool:
@@ -137,52 +159,62 @@ def has_gpu() -> bool:
     return bool(tf.config.list_physical_devices("GPU"))
 
 
+_NOTHING_FAST = (
+    "LiteRT and ONNX Runtime, which are faster on a CPU, are not installed: pip install '.[fast]'"
+)
+
+
 def _reason_for_keras(name: str, *, mixed_precision: bool) -> str:
-    """Say why the engine is to be ``keras``; nothing where it is to be ``onnx``."""
+    """Say why the engine is to be ``keras`` whatever is installed; nothing where it is not."""
     if name == "keras":
         return "asked for"
     if mixed_precision:
         return "mixed precision was asked for"
-    if name == "onnx":
-        return ""
-    if has_gpu():
+    if name == "auto" and has_gpu():
         return "on the GPU"
-    if importlib.util.find_spec("onnxruntime") is None:
-        return "onnxruntime, which is faster on a CPU, is not installed: pip install '.[fast]'"
     return ""
+
+
+def _fast_names(name: str, backbone: Backbone) -> Sequence[str]:
+    """Return the fast engines to try, in order; raise where the one asked for is not installed."""
+    if name != "auto":
+        _FAST[name].runtime.expect()
+        return (name,)
+    return [one for one in backbone.fast_engines if _FAST[one].runtime.is_installed]
 
 
 def _own_onnx_engine(name: str, backbone: OnnxBackbone) -> OnnxFileEngine:
     """Start the engine of an ONNX file of the user's own."""
-    if name == "keras":
+    if name not in ("auto", "onnx"):
         raise EngineError(f"{backbone.path} runs in ONNX Runtime only: leave --engine out")
     engine = OnnxFileEngine(backbone)
     say(f"engine: onnx ({backbone.path.name}, {engine.n_features} features)")
     return engine
 
 
-def _checked_onnx_engine(backbone: Backbone, weights: Weights, image_size: int) -> OnnxEngine:
-    """Start ``onnx`` from what is kept, else from a new conversion; either has to agree."""
-    kept = kept_folder(backbone, weights, image_size)
+def _checked_engine(name: str, backbone: Backbone, weights: Weights, image_size: int) -> Engine:
+    """Start a fast engine from what is kept, else from a new conversion; either has to agree."""
+    fast = _FAST[name]
+    kept = kept_folder(fast.converter, backbone, weights, image_size)
     if kept.folder.is_dir():
         try:
-            return _agreeing(kept)
+            return _agreeing(fast, kept)
         except EngineError as error:
             warn(f"{error}: converting {backbone.name} again")
-    return _agreeing(convert(backbone, weights, image_size))
+    return _agreeing(fast, convert(fast.converter, backbone, weights, image_size))
 
 
-def _agreeing(converted: Converted) -> OnnxEngine:
-    """Start ``onnx`` from a folder; raise :class:`EngineError` unless it agrees with the probe."""
+def _agreeing(fast: _Fast, converted: Converted) -> Engine:
+    """Load a conversion; raise :class:`EngineError` unless it agrees with the probe."""
     batch, reference = converted.probe()
-    engine = OnnxEngine(converted.model)
+    engine = fast.load(converted.model)
     error = relative_error(engine(batch), reference)
     if not error <= TOLERANCE:
         raise EngineError(
             f"the features of {converted.model} are not the reference's: relative error "
             f"{error:.1e}, expected at most {TOLERANCE:.0e}"
         )
-    say(f"engine: onnx (agrees with keras: relative error {error:.0e})")
+    say(f"engine: {engine.name} (agrees with keras: relative error {error:.0e})")
     return engine
 
 

@@ -41,7 +41,16 @@ BUILT_IN_IMAGE_SIZE = 96
 """Side, in pixels, to which the images of the built-in sets are brought unless told otherwise."""
 
 _FLOAT32_BYTES = 4
-_RECORDED_PACKAGES = ("headstart", "tensorflow", "keras", "onnxruntime", "numpy", "h5py", "pillow")
+_RECORDED_PACKAGES = (
+    "headstart",
+    "tensorflow",
+    "keras",
+    "onnxruntime",
+    "ai-edge-litert",
+    "numpy",
+    "h5py",
+    "pillow",
+)
 
 
 @dataclass(frozen=True)
@@ -56,7 +65,7 @@ class ExtractionOptions:
     image_size : side of the backbone's input, in pixels; None is 96 for the built-in sets, else
         the backbone's native size
     resize_mode : how an image becomes square
-    engine : ``auto``, ``keras`` or ``onnx``
+    engine : ``auto``, ``keras``, ``litert`` or ``onnx``
     batch_size : images in a forward pass; None measures
     on_bad_image : ``fail-late`` leaves bad images out, lists them and ends with exit code 3;
         ``skip`` ends with 0 as long as no more than ``max_bad`` of the rows are bad; ``fail``

@@ -7,7 +7,6 @@ cache.
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,9 @@ from numpy.typing import NDArray
 from data_cache.cores import n_cores
 from data_cache.errors import EngineError
 from extract.onnx_backbone import OnnxBackbone
+from extract.runtimes import Batch, Runtime
 
-Batch = NDArray[np.float32]
-"""(n, S, S, 3) scaled pixels, as :func:`extract.preprocess.preprocess` returns them."""
+ONNX_RUNTIME = Runtime("onnx", "onnxruntime", "onnxruntime")
 
 _POOLED_AXES: dict[int, tuple[int, ...]] = {2: (), 3: (1,), 4: (2, 3)}
 """The axes that ``mean`` averages over, by the number of axes of an output."""
@@ -118,15 +117,9 @@ class OnnxFileEngine:
         return np.asarray(output.mean(_POOLED_AXES[output.ndim]), np.float32)
 
 
-def expect_onnxruntime() -> None:
-    """Raise :class:`EngineError` where ONNX Runtime is not installed."""
-    if importlib.util.find_spec("onnxruntime") is None:
-        raise EngineError("the engine onnx needs onnxruntime: pip install '.[fast]'")
-
-
 def _session(model: Path) -> Any:
     """Load an ONNX file for one thread a call."""
-    expect_onnxruntime()
+    ONNX_RUNTIME.expect()
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

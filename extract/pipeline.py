@@ -38,7 +38,7 @@ from extract.sources.base import Listed, Raw, content_digest
 Position = tuple[str, int]
 """A split and a row of it."""
 
-CANDIDATE_BATCH_SIZES = (16, 8, 4, 2, 32)
+CANDIDATE_BATCH_SIZES = (8, 16, 4, 2, 32)
 """What ``--batch-size auto`` tries; the first is used for a source too small to measure on."""
 
 _CHUNKS_PER_CANDIDATE = 3

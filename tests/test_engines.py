@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import pickle
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +20,18 @@ from data_cache import cores
 from data_cache.cores import n_cores
 from data_cache.errors import BackboneError, EngineError
 from extract import engines
-from extract.backbones import get_backbone, open_backbone
-from extract.convert import kept_folder
+from extract.backbones import BACKBONES, get_backbone, open_backbone
+from extract.convert import convert, kept_folder
+from extract.converters import TO_ONNX, TO_TFLITE
 from extract.engines import KerasEngine, choose_engine
+from extract.litert_engine import LiteRtEngine
 from extract.onnx_engines import OnnxEngine, OnnxFileEngine
 from extract.weights import Weights, random_weights, set_weights
 
 SIZE = 16
+CONVERTERS = {"litert": TO_TFLITE, "onnx": TO_ONNX}
+LOADED = {"litert": LiteRtEngine, "onnx": OnnxEngine}
+FAST = pytest.mark.parametrize("name", ["litert", "onnx"])
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +52,7 @@ def reference(weights: Weights, images: np.ndarray) -> np.ndarray:
     return np.asarray(model(images, training=False))
 
 
-@pytest.mark.parametrize("name", ["keras", "onnx"])
+@pytest.mark.parametrize("name", ["keras", "litert", "onnx"])
 @pytest.mark.parametrize("n_images", [1, 8, 64])
 def test_features_are_those_of_the_model_called_directly(
     name: str, n_images: int, weights: Weights, images: np.ndarray, reference: np.ndarray
@@ -58,14 +65,63 @@ def test_features_are_those_of_the_model_called_directly(
     np.testing.assert_allclose(features, reference[:n_images], rtol=1e-4, atol=1e-5)
 
 
-def test_onnx_gives_the_same_from_many_threads_at_once(
-    weights: Weights, images: np.ndarray, reference: np.ndarray
+@FAST
+def test_fast_engine_gives_the_same_from_many_threads_at_once(
+    name: str, weights: Weights, images: np.ndarray, reference: np.ndarray
 ) -> None:
-    engine = choose_engine("onnx", TINY, weights, SIZE)
+    engine = choose_engine(name, TINY, weights, SIZE)
     assert engine.n_concurrent == n_cores()
     with ThreadPoolExecutor(4) as pool:
         rows = list(pool.map(lambda row: engine(images[row : row + 1]), range(len(images))))
     np.testing.assert_allclose(np.vstack(rows), reference, rtol=1e-4, atol=1e-5)
+
+
+def test_litert_gives_a_row_that_is_the_same_in_every_batch(
+    weights: Weights, images: np.ndarray
+) -> None:
+    engine = choose_engine("litert", TINY, weights, SIZE)
+    alone = [engine(images[row : row + 1]) for row in range(64)]
+    for size in (2, 8, 5, 64):
+        parts = [engine(images[at : at + size]) for at in range(0, 64, size)]
+        np.testing.assert_array_equal(np.concatenate(parts), np.concatenate(alone))
+
+
+def test_features_that_litert_returned_stay_as_they_are(
+    weights: Weights, images: np.ndarray
+) -> None:
+    engine = choose_engine("litert", TINY, weights, SIZE)
+    features = engine(images[:8])
+    before = features.copy()
+    engine(images[8:16])
+    np.testing.assert_array_equal(features, before)
+
+
+@FAST
+def test_fast_engine_may_be_sent_to_another_process(
+    name: str, weights: Weights, images: np.ndarray
+) -> None:
+    engine = choose_engine(name, TINY, weights, SIZE)
+    again = pickle.loads(pickle.dumps(engine))  # as multiprocessing does
+    np.testing.assert_array_equal(again(images), engine(images))
+
+
+@FAST
+@pytest.mark.parametrize("content", [b"", b"no model at all", None])
+def test_file_that_is_no_model_is_refused(
+    name: str, content: bytes | None, weights: Weights, tmp_path: Path
+) -> None:
+    whole = convert(CONVERTERS[name], TINY, weights, SIZE).model.read_bytes()
+    path = tmp_path / "model"
+    path.write_bytes(whole[: len(whole) // 2] if content is None else content)
+    with pytest.raises(EngineError, match="cannot load"):
+        LOADED[name](path)
+
+
+def test_litert_refuses_images_of_another_size(weights: Weights) -> None:
+    engine = choose_engine("litert", TINY, weights, SIZE)
+    with pytest.raises(EngineError, match="LiteRT cannot run"):
+        engine(np.zeros((2, SIZE, SIZE, 4), np.float32))
+    assert engine(np.zeros((2, SIZE, SIZE, 3), np.float32)).shape == (2, N_FEATURES)
 
 
 def hide(monkeypatch: pytest.MonkeyPatch, *packages: str) -> None:
@@ -78,12 +134,45 @@ def hide(monkeypatch: pytest.MonkeyPatch, *packages: str) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", without)
 
 
-def test_auto_is_onnx_on_a_cpu_and_says_so(
+@pytest.mark.parametrize("order", [("litert", "onnx"), ("onnx", "litert")])
+def test_auto_is_the_first_fast_engine_of_the_backbone_and_says_so(
+    order: tuple[str, str],
+    weights: Weights,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(engines, "has_gpu", lambda: False)
+    backbone = replace(TINY, fast_engines=order)
+    assert choose_engine("auto", backbone, weights, SIZE).name == order[0]
+    assert f"engine: {order[0]} (agrees with keras: relative error" in capsys.readouterr().err
+
+
+def test_auto_is_the_other_fast_engine_where_one_is_not_installed(
     weights: Weights, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(engines, "has_gpu", lambda: False)
-    assert choose_engine("auto", TINY, weights, SIZE).name == "onnx"
-    assert "engine: onnx (agrees with keras: relative error" in capsys.readouterr().err
+    hide(monkeypatch, "onnxruntime")
+    assert choose_engine("auto", TINY, weights, SIZE).name == "litert"
+    assert "Warning" not in capsys.readouterr().err
+
+
+def test_auto_goes_on_to_the_other_fast_engine_where_one_disagrees(
+    weights: Weights, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(engines, "has_gpu", lambda: False)
+    run = OnnxEngine.__call__
+    monkeypatch.setattr(OnnxEngine, "__call__", lambda self, batch: run(self, batch) * 1.0002)
+    assert choose_engine("auto", TINY, weights, SIZE).name == "litert"
+    assert "the engine is litert, which is slower" in capsys.readouterr().err
+
+
+def test_mobile_backbones_run_in_litert_first() -> None:
+    first = {name: backbone.fast_engines[0] for name, backbone in BACKBONES.items()}
+    assert {name for name, engine in first.items() if engine == "litert"} == {
+        "mobilenet_v2",
+        "mobilenet_v3_large",
+        "mobilenet_v3_small",
+    }
 
 
 def test_auto_is_keras_on_a_gpu_and_says_so(
@@ -94,21 +183,25 @@ def test_auto_is_keras_on_a_gpu_and_says_so(
     assert capsys.readouterr().err == "engine: keras (on the GPU)\n"
 
 
-def test_auto_is_keras_without_onnx_runtime_and_says_how_to_get_it(
+def test_auto_is_keras_without_any_fast_engine_and_says_how_to_get_one(
     weights: Weights, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(engines, "has_gpu", lambda: False)
-    hide(monkeypatch, "onnxruntime")
+    hide(monkeypatch, "onnxruntime", "ai_edge_litert")
     assert choose_engine("auto", TINY, weights, SIZE).name == "keras"
     assert "pip install '.[fast]'" in capsys.readouterr().err
 
 
-def test_onnx_without_onnx_runtime_is_refused(
-    weights: Weights, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("name", "package", "told"),
+    [("onnx", "onnxruntime", "onnxruntime"), ("litert", "ai_edge_litert", "ai-edge-litert")],
+)
+def test_fast_engine_that_is_not_installed_is_refused(
+    name: str, package: str, told: str, weights: Weights, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hide(monkeypatch, "onnxruntime")
-    with pytest.raises(EngineError, match=r"needs onnxruntime: pip install '\.\[fast\]'"):
-        choose_engine("onnx", TINY, weights, SIZE)
+    hide(monkeypatch, package)
+    with pytest.raises(EngineError, match=rf"needs {told}: pip install '\.\[fast\]'"):
+        choose_engine(name, TINY, weights, SIZE)
 
 
 def test_onnx_without_a_converter_gives_way_to_keras_loudly(
@@ -119,44 +212,54 @@ def test_onnx_without_a_converter_gives_way_to_keras_loudly(
     assert "Warning: converting to ONNX needs tf2onnx" in capsys.readouterr().err
 
 
-def test_onnx_that_disagrees_gives_way_to_keras_loudly(
-    weights: Weights, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@FAST
+def test_fast_engine_that_disagrees_gives_way_to_keras_loudly(
+    name: str,
+    weights: Weights,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    run = OnnxEngine.__call__
-    monkeypatch.setattr(OnnxEngine, "__call__", lambda self, batch: run(self, batch) * 1.0002)
-    assert choose_engine("onnx", TINY, weights, SIZE).name == "keras"
+    loaded = LOADED[name]
+    run = loaded.__call__
+    monkeypatch.setattr(loaded, "__call__", lambda self, batch: run(self, batch) * 1.0002)
+    assert choose_engine(name, TINY, weights, SIZE).name == "keras"
     warnings = capsys.readouterr().err
     assert "are not the reference's: relative error 2.0e-04, expected at most 1e-04" in warnings
     assert "the engine is keras" in warnings
 
 
+@FAST
 def test_damaged_conversion_is_made_again(
-    weights: Weights, images: np.ndarray, capsys: pytest.CaptureFixture[str]
+    name: str, weights: Weights, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    choose_engine("onnx", TINY, weights, SIZE)
-    kept = kept_folder(TINY, weights, SIZE)
+    choose_engine(name, TINY, weights, SIZE)
+    kept = kept_folder(CONVERTERS[name], TINY, weights, SIZE)
     for path in (kept.model, kept.folder / "probe.npz"):
         path.write_bytes(path.read_bytes()[:-400])
-        assert choose_engine("onnx", TINY, weights, SIZE).name == "onnx"
+        assert choose_engine(name, TINY, weights, SIZE).name == name
         assert "converting tiny again" in capsys.readouterr().err
 
 
+@FAST
 def test_conversion_of_other_weights_is_noticed_by_the_probe(
-    weights: Weights, capsys: pytest.CaptureFixture[str]
+    name: str, weights: Weights, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = random_weights(TINY, seed=1)
     for one in (weights, other):
-        choose_engine("onnx", TINY, one, SIZE)
-    kept_folder(TINY, other, SIZE).model.replace(kept_folder(TINY, weights, SIZE).model)
-    assert choose_engine("onnx", TINY, weights, SIZE).name == "onnx"
+        choose_engine(name, TINY, one, SIZE)
+    ours, theirs = (kept_folder(CONVERTERS[name], TINY, one, SIZE) for one in (weights, other))
+    theirs.model.replace(ours.model)
+    assert choose_engine(name, TINY, weights, SIZE).name == name
     assert "are not the reference's" in capsys.readouterr().err
 
 
+@FAST
 def test_conversion_is_quiet_and_a_warm_start_imports_no_tensorflow(
+    name: str,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     backbone = get_backbone("mobilenet_v2")
-    choose_engine("onnx", backbone, random_weights(backbone), 32)
+    choose_engine(name, backbone, random_weights(backbone), 32)
     first = capfd.readouterr()
     assert not first.out
     assert [line.split()[0] for line in first.err.splitlines()] == ["converting", "engine:"]
@@ -166,7 +269,7 @@ def test_conversion_is_quiet_and_a_warm_start_imports_no_tensorflow(
         "from extract.engines import choose_engine\n"
         "from extract.weights import random_weights\n"
         "backbone = get_backbone('mobilenet_v2')\n"
-        "engine = choose_engine('onnx', backbone, random_weights(backbone), 32)\n"
+        f"engine = choose_engine({name!r}, backbone, random_weights(backbone), 32)\n"
         "print(engine.name, engine.n_features, 'tensorflow' in sys.modules)\n"
     )
     warm = subprocess.run(
@@ -176,7 +279,7 @@ def test_conversion_is_quiet_and_a_warm_start_imports_no_tensorflow(
         check=True,
         cwd=Path(__file__).parents[1],
     )
-    assert warm.stdout == "onnx 1280 False\n"
+    assert warm.stdout == f"{name} 1280 False\n"
     assert [line.split()[0] for line in warm.stderr.splitlines()] == ["engine:"]
 
 
@@ -203,7 +306,7 @@ def test_mixed_precision_computes_in_float16_and_returns_float32(
 
 
 def test_unknown_engine_is_refused(weights: Weights) -> None:
-    with pytest.raises(EngineError, match="there are auto, keras, onnx"):
+    with pytest.raises(EngineError, match="there are auto, keras, litert, onnx"):
         choose_engine("torch", TINY, weights, SIZE)
 
 

@@ -23,6 +23,7 @@ from data_cache.errors import BackboneError
 from extract.backbones import BACKBONES, POOLED, get_backbone, open_backbone
 from extract.cli import extract_features as command
 from extract.convert import kept_folder
+from extract.converters import TO_ONNX
 from extract.engines import choose_engine
 from extract.extraction import ExtractionOptions, extract_features
 from extract.feature_layers import feature_model, feature_shapes, in_words, named_operations
@@ -58,7 +59,7 @@ def images() -> np.ndarray:
     return np.random.default_rng(0).uniform(-1, 1, (5, SIZE, SIZE, 3)).astype(np.float32)
 
 
-@pytest.mark.parametrize("engine", ["keras", "onnx"])
+@pytest.mark.parametrize("engine", ["keras", "litert", "onnx"])
 @pytest.mark.parametrize(
     "layer", ["mix_add", "stem_relu", "top_conv+block_depthwise", POOLED, "avg_pool+mix_add"]
 )
@@ -78,7 +79,9 @@ def test_a_row_is_the_flattened_output_of_its_layers(
 
 def test_conversions_of_different_layers_are_kept_apart(weights: Weights) -> None:
     layers = [POOLED, "mix_add", "mix_conv", "mix_add+mix_conv"]
-    folders = {kept_folder(replace(TINY, feature_layer=one), weights, SIZE) for one in layers}
+    folders = {
+        kept_folder(TO_ONNX, replace(TINY, feature_layer=one), weights, SIZE) for one in layers
+    }
     assert len(folders) == len(layers)
 
 
@@ -110,7 +113,7 @@ def test_layers_that_nobody_named_keep_their_names_from_one_model_to_the_next() 
         ("zzzz", "no layer 'zzzz': its last is avg_pool"),
     ],
 )
-@pytest.mark.parametrize("engine", ["keras", "onnx"])
+@pytest.mark.parametrize("engine", ["keras", "litert", "onnx"])
 def test_unknown_layer_is_refused_with_those_like_it(
     engine: str, layer: str, message: str, weights: Weights, capsys: pytest.CaptureFixture[str]
 ) -> None:

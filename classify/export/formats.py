@@ -32,7 +32,7 @@ from data_cache.console import import_keras
 from data_cache.cores import n_cores
 from data_cache.errors import ExportError, ModelError
 from data_cache.files import file_digest
-from extract.convert import quiet
+from extract.converters import quiet
 from extract.preprocess import Pixels
 
 InputType = Literal["uint8", "float32"]

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from data_cache.console import import_keras
 from extract.backbones import Backbone
-from extract.convert import exportable
+from extract.converters import exportable
 from extract.feature_layers import load_feature_model
 from extract.preprocess import PAD_FILL, Pixels, PixelScaling, Preprocessing
 from extract.weights import Weights

@@ -34,7 +34,7 @@ from classify.export.tflite_metadata import LABELS_NAME, with_metadata
 from data_cache.console import import_keras, standard_error_silenced
 from data_cache.cores import n_cores
 from data_cache.errors import ExportError, ModelError
-from extract.convert import quiet
+from extract.converters import quiet
 from extract.preprocess import SCALINGS, Pixels, Preprocessing, preprocess
 
 Quantize = Literal["none", "float16", "dynamic", "int8"]

@@ -41,7 +41,7 @@ class PredictOptions:
     probabilities : ``raw`` or ``calibrated``; None is raw, or what an exported file gives
     weights, preprocess : where the backbone's weights are; None is where the run found them. See
         :class:`extract.extractor.WeightsChoice`
-    engine : ``auto``, ``keras`` or ``onnx``
+    engine : ``auto``, ``keras``, ``litert`` or ``onnx``
     batch_size : images in a forward pass; None measures
     """
 

@@ -34,6 +34,7 @@ from extract.decode import DecodeOptions, decode
 from extract.engines import Engine
 from extract.preprocess import Pixels, Preprocessing, preprocess
 from extract.sources.base import Listed, Raw, content_digest
+from extract.turns import Turns
 
 Position = tuple[str, int]
 """A split and a row of it."""
@@ -80,6 +81,29 @@ class Extracted:
 
     def __len__(self) -> int:
         return len(self.kept)
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """A chunk before the engine; see :class:`Extracted`.
+
+    Attributes
+    ----------
+    batch : (k, S, S, 3) scaled images
+    known : for each of the m images that are not bad, the features that it has already, or None:
+        then the next of the batch is its image
+    """
+
+    batch: NDArray[np.float32]
+    known: Sequence[NDArray[np.float32] | None]
+    content: NDArray[np.uint8]
+    bad_images: tuple[BadImage, ...]
+    kept: NDArray[np.bool_]
+
+    def extracted(self, features: NDArray[np.float32]) -> Extracted:
+        """Return the finished chunk, with the features (k, d) of the batch."""
+        merged = _merge(self.known, features)
+        return Extracted(self.content, merged, self.bad_images, self.kept)
 
 
 @dataclass(frozen=True)
@@ -213,7 +237,7 @@ class Pipeline:
         drops those that have not begun.
         """
         sizes = self.sizes or BatchSizes(self.batch_size)
-        turns = threading.Semaphore(self.engine.n_concurrent)
+        turns = Turns(self.n_workers, self.engine.n_concurrent)
         waiting: deque[Future[Extracted]] = deque()
         with ThreadPoolExecutor(self.n_workers, "extract") as pool:
             try:
@@ -230,11 +254,9 @@ class Pipeline:
 
     def extract_chunk(self, chunk: Sequence[Position]) -> Extracted:
         """Take one chunk through all stages, here and now."""
-        return self._extract(chunk, BatchSizes(len(chunk)), threading.Semaphore())
+        return self._extract(chunk, BatchSizes(len(chunk)), Turns(1, 1))
 
-    def _take(
-        self, chunk: Sequence[Position], sizes: BatchSizes, turns: threading.Semaphore
-    ) -> Extracted:
+    def _take(self, chunk: Sequence[Position], sizes: BatchSizes, turns: Turns) -> Extracted:
         """Have a chunk extracted: by a worker, where there is one, else by this thread."""
         worked = self.workers.extract(chunk) if self.workers else None
         if worked is None:
@@ -252,10 +274,16 @@ class Pipeline:
             return least
         return max(least, _BYTES_AHEAD // (4 * n_images * self.engine.n_features))
 
-    def _extract(
-        self, chunk: Sequence[Position], sizes: BatchSizes, turns: threading.Semaphore
-    ) -> Extracted:
+    def _extract(self, chunk: Sequence[Position], sizes: BatchSizes, turns: Turns) -> Extracted:
         """Take a chunk through all stages."""
+        with turns.preparing():
+            prepared = self._prepare(chunk)
+        with turns.running():
+            features = self._forward(prepared.batch, sizes)
+        return prepared.extracted(features)
+
+    def _prepare(self, chunk: Sequence[Position]) -> _Prepared:
+        """Take a chunk through all stages before the engine."""
         batch = ScaledBatch(len(chunk), self.preprocessing, self.profile)
         contents: list[bytes] = []
         known: list[NDArray[np.float32] | None] = []
@@ -273,9 +301,7 @@ class Pipeline:
                 kept[i] = False
                 bad_images.append(self._bad_image(position, error))
         content_rows = np.frombuffer(b"".join(contents), np.uint8).reshape(-1, 32)
-        with turns:
-            features = self._forward(batch.finish(), sizes)
-        return Extracted(content_rows, _merge(known, features), tuple(bad_images), kept)
+        return _Prepared(batch.finish(), known, content_rows, tuple(bad_images), kept)
 
     def _read(self, position: Position) -> tuple[Raw, bytes]:
         """Read one image, and see that it is the one that was listed; return its digest too."""
@@ -298,12 +324,12 @@ class Pipeline:
         """Run the engine, and note how long it took."""
         if not len(batch):
             return np.empty((0, self.engine.n_features), np.float32)
-        start = time.perf_counter()
+        start, core_start = time.perf_counter(), time.thread_time()
         features = self.engine(batch)
-        seconds = time.perf_counter() - start
+        seconds, core_seconds = time.perf_counter() - start, time.thread_time() - core_start
         sizes.report(len(batch), seconds)
-        n_cores_used = self.n_workers / min(self.n_workers, self.engine.n_concurrent)
-        self.profile.add("forward", seconds * n_cores_used)
+        uses_all_cores = self.engine.n_concurrent == 1
+        self.profile.add("forward", seconds * self.n_workers if uses_all_cores else core_seconds)
         return features
 
     def _bad_image(self, position: Position, error: BadImageError) -> BadImage:

@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, default=96)
     parser.add_argument("--images", type=int, default=2000, help="images a round (default 2000)")
     parser.add_argument("--predict-images", type=int, default=512, help="for predict (default 512)")
-    parser.add_argument("--bare-batch", type=int, default=16, help="the bare engine's batch")
+    parser.add_argument("--bare-batch", type=int, default=8, help="the bare engine's batch")
     parser.add_argument("--weights", default="imagenet")
     options = parser.parse_args()
     report = Report(f"extraction from arrays at {options.image_size} pixels")

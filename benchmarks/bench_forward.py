@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,7 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, default=96)
     parser.add_argument("--images", type=int, default=512, help="images a round (default 512)")
     parser.add_argument("--batch", type=int, default=32, help="of all but the engine (default 32)")
-    parser.add_argument("--engine-batch", type=int, default=16, help="the engine's (default 16)")
+    parser.add_argument("--engine-batch", type=int, default=8, help="the engines' (default 8)")
     parser.add_argument("--weights", default="imagenet")
     options = parser.parse_args()
     has_torch = importlib.util.find_spec("torchvision") is not None
@@ -49,10 +50,16 @@ def main() -> None:
     batch = preprocess(pixels, Preprocessing(backbone.scaling, options.image_size))
     model = backbone.build(options.image_size)
     set_weights(model, weights)
-    engine = choose_engine("onnx", backbone, weights, options.image_size)
+    engines = {
+        name: choose_engine(name, backbone, weights, options.image_size)
+        for name in ("litert", "onnx")
+    }
     compiled = KerasEngine(backbone, weights, options.image_size)
     work: dict[str, Callable[[], Features]] = {
-        "headstart's engine": lambda: threaded(engine, batch, options.engine_batch),
+        **{
+            name: partial(threaded, engine, batch, options.engine_batch)
+            for name, engine in engines.items()
+        },
         "Keras predict": lambda: model.predict(batch, batch_size=options.batch, verbose=0),
         "tf.function": lambda: in_turn(compiled, batch, options.batch),
     }
@@ -64,15 +71,15 @@ def main() -> None:
     results: dict[str, Features] = {}
     sides = {name: keep(results, name, run) for name, run in work.items()}
     seconds = alternate(sides, options.rounds)
-    first = next(iter(work))
     scale = np.abs(results["Keras predict"]).max()
     for name, features in results.items():
         error = np.abs(features - results["Keras predict"]).max() / scale
         assert error < TOLERANCE, (name, error)
     print(f"  features agree within {TOLERANCE:g} of the largest")
     report.add_rates(seconds, dict.fromkeys(seconds, len(batch)))
-    for name in list(work)[1:]:
-        report.add(f"headstart's engine / {name}", ratio(seconds[name], seconds[first]), "x")
+    for engine_name in engines:
+        for name in list(work)[len(engines) :]:
+            report.add(f"{engine_name} / {name}", ratio(seconds[name], seconds[engine_name]), "x")
     report.write(options.json)
 
 

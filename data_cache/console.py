@@ -32,6 +32,7 @@ class Command(click.Command):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; a :class:`HeadstartError` becomes ``Error: ...`` and its exit code."""
+        _open_closed_descriptors()
         try:
             with _termination_as_interrupt():
                 return super().invoke(ctx)
@@ -49,6 +50,19 @@ def together(*options: Callable[[Callback], Callback]) -> Callable[[Callback], C
         return callback
 
     return decorate
+
+
+def _open_closed_descriptors() -> None:
+    """Open the null device for each standard stream that was closed when Python started.
+
+    Its descriptor would else be that of the next file that is opened, and native code that writes
+    to standard error would write into that file.
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:  # the lowest that is free is this one
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # noqa: FBT003
 
 
 @contextmanager
@@ -99,7 +113,13 @@ def import_keras() -> ModuleType:
 
 @contextmanager
 def standard_error_silenced() -> Iterator[None]:
-    """Send descriptor 2, where native code writes, to the null device while the body runs."""
+    """Send descriptor 2, where native code writes, to the null device while the body runs.
+
+    Where standard error was closed when Python started, 2 may be any file's, and is left alone.
+    """
+    if sys.stderr is None:
+        yield
+        return
     sys.stderr.flush()
     kept = os.dup(2)
     null = os.open(os.devnull, os.O_WRONLY)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
 import sys
+from pathlib import Path
 
 import click
 import pytest
@@ -30,6 +33,34 @@ def test_a_mistake_is_one_line_and_an_exit_code(error, code):
     assert result.exit_code == code
     assert result.stderr == f"Error: {error}\n"
     assert result.stdout == ""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="descriptors are closed by a POSIX shell")
+@pytest.mark.parametrize("closed", ["2>&-", "0<&- 2>&-", "0<&- 1>&- 2>&-"])
+def test_no_file_gets_the_descriptor_of_a_closed_stream(closed, tmp_path):
+    program = (
+        "import click, os, subprocess, sys\n"
+        "from pathlib import Path\n"
+        "from data_cache.console import Command, say, standard_error_silenced\n"
+        "@click.command(cls=Command)\n"
+        "def command():\n"
+        "    with Path(sys.argv[1]).open('w') as stream:\n"
+        "        say('a message')\n"
+        "        with standard_error_silenced():\n"
+        "            os.write(2, b'from native code')\n"
+        "        subprocess.run([sys.executable, '-c', 'import os; os.write(2, bytes(1))'])\n"
+        "        stream.write(str(stream.fileno() > 2))\n"
+        "command([])\n"
+    )
+    path = tmp_path / "file"
+    words = [sys.executable, "-c", program, str(path)]
+    done = subprocess.run(
+        ["sh", "-c", f'exec "$@" {closed}', "sh", *words],
+        check=False,
+        cwd=Path(__file__).parents[1],
+    )
+    assert done.returncode == 0
+    assert path.read_text() == "True"
 
 
 def test_any_other_error_keeps_its_traceback():

@@ -1,7 +1,7 @@
-"""The forward pass alone, on preprocessed images in memory: the engine against what others call.
+"""The forward pass alone, on preprocessed images in memory: the engines against what others call.
 
-Every side runs the same MobileNetV2 with the same weights on the same images: this project's ONNX
-engine from as many threads as there are cores, Keras ``predict``, the same model as a
+Every side runs the same MobileNetV2 with the same weights on the same images: this project's LiteRT
+and ONNX engines from as many threads as there are cores, Keras ``predict``, the same model as a
 ``tf.function``, and torchvision's model where torch is installed, given Keras's weights. Features
 are compared before times are.
 """

@@ -97,8 +97,8 @@ def command(name: str, *words: str) -> None:
 
 
 def execute(words: list[str]) -> str:
-    """Run a program; return what it prints."""
-    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
+    """Run a program; return what it prints. Python keeps what it compiles, as it does for users."""
+    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONDONTWRITEBYTECODE": ""}
     done = subprocess.run(words, check=True, capture_output=True, text=True, env=environment)
     return done.stdout
 

@@ -26,10 +26,14 @@ Side = Callable[[], float | None]
 
 
 def alternate(sides: Mapping[str, Side], rounds: int) -> dict[str, list[float]]:
-    """Run every side once a round, in turn, after one round that does not count; in seconds."""
+    """Run every side once a round, in turn, after one round that does not count; in seconds.
+
+    Every other round goes the other way round, so that no side always follows the same one.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for turn in range(rounds + 1):
-        for name, side in sides.items():
+        for name in list(sides)[:: -1 if turn % 2 else 1]:
+            side = sides[name]
             start = time.perf_counter()
             told = side()
             taken = time.perf_counter() - start if told is None else told

@@ -42,8 +42,9 @@ Position = tuple[str, int]
 CANDIDATE_BATCH_SIZES = (8, 16, 4, 2, 32)
 """What ``--batch-size auto`` tries; the first is used for a source too small to measure on."""
 
-_CHUNKS_PER_CANDIDATE = 3
-_LEAST_GAIN = 0.05
+_IMAGES_A_TURN = 32
+_N_TURNS = 3
+_LEAST_GAIN = 0.1
 _CHUNKS_AHEAD_PER_WORKER = 2
 _BYTES_AHEAD = 16 << 20
 
@@ -157,17 +158,17 @@ class Stage:
 class BatchSizes:
     """Gives each chunk its size; measures the candidates on real work, so nothing is wasted.
 
-    Every candidate gets the same few chunks. From then on the one is used whose images took the
-    least time in the median chunk; the first candidate, unless that gains 5%: what a chunk costs
-    besides the engine is not measured. A size asked for by the user is used throughout.
+    Every candidate gets three turns of 32 images. In the first the engine may still be starting. By
+    the others the one is used from then on whose images took the least time in the median chunk;
+    the first candidate, unless that gains 10%: what a chunk costs besides the engine is not
+    measured. A size asked for by the user is used throughout.
     """
 
     def __init__(self, fixed: int | None = None) -> None:
         self._fixed = fixed
-        self._untried = deque(
-            size for size in CANDIDATE_BATCH_SIZES for _ in range(_CHUNKS_PER_CANDIDATE)
-        )
-        self._measured: dict[int, list[float]] = {}
+        one_turn = [size for size in CANDIDATE_BATCH_SIZES for _ in range(_n_chunks_a_turn(size))]
+        self._untried = deque(one_turn * _N_TURNS)
+        self._measured: dict[int, list[float]] = defaultdict(list)
         self._lock = threading.Lock()
 
     def next_size(self) -> int:
@@ -186,16 +187,25 @@ class BatchSizes:
     def report(self, n_images: int, seconds: float) -> None:
         """Take note of how long the engine took for a batch."""
         with self._lock:
-            self._measured.setdefault(n_images, []).append(seconds / n_images)
+            measured = self._measured[n_images]
+            if len(measured) < _N_TURNS * _n_chunks_a_turn(n_images):
+                measured.append(seconds / n_images)
 
     def _best(self) -> int:
         """Return the candidate with the least time an image, as far as is known."""
-        known = {size: self._measured.get(size) for size in CANDIDATE_BATCH_SIZES}
-        rated = {size: median(times) for size, times in known.items() if times}
+        counted = {
+            size: self._measured[size][_n_chunks_a_turn(size) :] for size in CANDIDATE_BATCH_SIZES
+        }
+        rated = {size: median(times) for size, times in counted.items() if times}
         first = CANDIDATE_BATCH_SIZES[0]
         best = min(rated, key=rated.__getitem__, default=first)
         is_clear = first not in rated or rated[best] < (1 - _LEAST_GAIN) * rated[first]
         return best if is_clear else first
+
+
+def _n_chunks_a_turn(size: int) -> int:
+    """Return how many chunks of a size make a candidate's turn."""
+    return max(1, _IMAGES_A_TURN // size)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -89,13 +91,33 @@ def test_closing_early_starts_no_further_chunk() -> None:
     assert engine.n_images == stopped_at < N_IMAGES
 
 
-def test_measured_batch_size_is_the_one_with_the_least_time_an_image() -> None:
-    sizes = BatchSizes()
-    cheapest = CANDIDATE_BATCH_SIZES[2]
-    for _ in range(3 * len(CANDIDATE_BATCH_SIZES)):
+def settled_size(seconds: Callable[[int, int], float]) -> int:
+    """Return the size in use once each took ``seconds(size, images before)`` an image."""
+    sizes, n_images = BatchSizes(), Counter[int]()
+    while not sizes.is_settled:
         size = sizes.next_size()
-        sizes.report(size, size * (0.5 if size == cheapest else 1.0))
-    assert {sizes.next_size() for _ in range(5)} == {cheapest}
+        sizes.report(size, size * seconds(size, n_images[size]))
+        n_images[size] += size
+    assert set(n_images.values()) == {96}, "every candidate has as many images"
+    (settled,) = {sizes.next_size() for _ in range(5)}
+    return settled
+
+
+@pytest.mark.parametrize("cheapest", CANDIDATE_BATCH_SIZES)
+def test_measured_batch_size_is_the_one_with_the_least_time_an_image(cheapest: int) -> None:
+    assert settled_size(lambda size, _: 0.5 if size == cheapest else 1.0) == cheapest
+
+
+def test_chunks_in_which_the_engine_was_starting_do_not_decide() -> None:
+    first = CANDIDATE_BATCH_SIZES[0]
+    assert settled_size(lambda size, n: 9.0 if size == first and n < 32 else 1.0) == first
+
+
+@pytest.mark.parametrize(("gain", "is_taken"), [(0.05, False), (0.15, True)])
+def test_gain_has_to_be_worth_smaller_chunks(gain: float, is_taken: bool) -> None:
+    first, other = CANDIDATE_BATCH_SIZES[0], CANDIDATE_BATCH_SIZES[-2]
+    settled = settled_size(lambda size, _: 1.0 - gain if size == other else 1.0)
+    assert settled == (other if is_taken else first)
 
 
 def test_batch_size_of_the_user_is_used_throughout() -> None:

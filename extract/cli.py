@@ -65,7 +65,7 @@ engine_options = together(
         type=click.Choice(["auto", "keras", "litert", "onnx"]),
         default="auto",
         show_default=True,
-        help="What runs the backbone. auto: on a CPU the fastest installed, else keras.",
+        help="What runs the backbone. auto: keras on a GPU, on a CPU what suits the backbone.",
     ),
     click.option(
         "--batch-size",

@@ -6,7 +6,8 @@ in a folder of the user's cache::
     converted/mobilenet_v2-96-1f0c…/     backbone, image size, and the key below
         model.tflite                     or model.onnx: the graph with its weights
         probe.npz                        ``batch`` (n, S, S, 3) float32 and ``features`` (n, d)
-                                         float32: what Keras, the reference, makes of that batch
+                                         float32: what Keras, the reference, makes of that
+                                         batch; ``model_sha256`` (32,) uint8, of the model
 
 The key digests all that determines the features: the backbone's name, the image size and the
 weights in canonical order, the feature layer where that is not the pooled output, with the version
@@ -14,8 +15,9 @@ of the converter. It holds no paths and no times.
 
 Trust comes from the probe. Whenever an engine is started from a folder, converted just now or
 kept for a year, it runs the probe batch and must agree with the reference's features within
-:data:`TOLERANCE`. So neither a converter's mistake, nor a damaged file, nor another version of
-the library gets past, and a warm start needs no TensorFlow.
+:data:`TOLERANCE`. So neither a converter's mistake nor another version of the library gets past,
+and a warm start needs no TensorFlow. A damaged file is known by its digest before a library, which
+it might crash, sees it.
 """
 
 from __future__ import annotations
@@ -58,14 +60,23 @@ class Converted:
         Raises
         ------
         EngineError
-            They cannot be read.
+            They cannot be read, or the model is not the file that was written beside them.
         """
         try:
             with (self.folder / "probe.npz").open("rb") as stream:
                 arrays = np.load(stream, allow_pickle=False)
-                return arrays["batch"], arrays["features"]
+                batch, features = arrays["batch"], arrays["features"]
+                digest = arrays["model_sha256"].tobytes()
+            if digest != self.model_digest():
+                raise EngineError(f"{self.model} is not the file that was written")
         except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
-            raise EngineError(f"the probe in {self.folder} cannot be read ({error})") from error
+            raise EngineError(f"{self.folder} cannot be read ({error})") from error
+        return batch, features
+
+    def model_digest(self) -> bytes:
+        """Return the SHA-256 (32 bytes) of the model; raise ``OSError`` where it is not there."""
+        with self.model.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").digest()
 
 
 def kept_folder(
@@ -88,7 +99,8 @@ def convert(
     Raises
     ------
     EngineError
-        The converter lacks a package, or cannot convert this backbone.
+        The converter lacks a package, or cannot convert this backbone; or the result cannot be
+        kept.
     BackboneError
         The backbone has no such feature layer.
     """
@@ -99,10 +111,18 @@ def convert(
     with quiet():
         features = np.asarray(model(batch, training=False), np.float32)
     kept = kept_folder(converter, backbone, weights, image_size)
-    kept.folder.parent.mkdir(parents=True, exist_ok=True)
-    with whole_folder(kept.folder, overwrite=True) as temporary:
-        np.savez(temporary / "probe.npz", batch=batch, features=features)
-        converter.convert(model, temporary / converter.file)
+    try:
+        kept.folder.parent.mkdir(parents=True, exist_ok=True)
+        with whole_folder(kept.folder, overwrite=True) as temporary:
+            made = Converted(temporary, temporary / converter.file)
+            converter.convert(model, made.model)
+            digest = np.frombuffer(made.model_digest(), np.uint8)
+            np.savez(temporary / "probe.npz", batch=batch, features=features, model_sha256=digest)
+    except OSError as error:
+        raise EngineError(
+            f"{kept.folder.parent} cannot keep the converted {backbone.name} ({error}): name "
+            "another folder in HEADSTART_MEMORY"
+        ) from error
     return kept
 
 

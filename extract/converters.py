@@ -90,7 +90,7 @@ def _write_tflite(model: Any, path: Path) -> None:
         path.write_bytes(converter.convert())
 
 
-TO_ONNX = Converter("ONNX", "1", "model.onnx", ("onnx", "tf2onnx"), _write_onnx)
+TO_ONNX = Converter("ONNX", "2", "model.onnx", ("onnx", "tf2onnx"), _write_onnx)
 TO_TFLITE = Converter("TFLite", "tflite 1", "model.tflite", (), _write_tflite)
 
 

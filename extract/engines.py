@@ -145,7 +145,7 @@ def choose_engine(
         try:
             return _checked_engine(fast, backbone, weights, image_size)
         except EngineError as error:
-            warn(f"{error}; the engine is {next_one}, which is slower")
+            warn(f"{error}; the engine is {next_one} instead")
     return KerasEngine(backbone, weights, image_size, mixed_precision=mixed_precision)
 
 

@@ -120,13 +120,13 @@ class OnnxFileEngine:
 def _session(model: Path) -> Any:
     """Load an ONNX file for one thread a call."""
     ONNX_RUNTIME.expect()
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 4
     try:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 4
         return onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # ONNX Runtime's exceptions have no common base of their own
+    except Exception as error:  # its exceptions have no common base; a broken install raises others
         raise EngineError(f"ONNX Runtime cannot load {model} ({error})") from error

@@ -3,8 +3,8 @@
 The images are cut into chunks. Worker threads take a chunk each through all stages: read, hash,
 decode, resize and scale, then the engine. Pillow, NumPy and the engines work outside Python's
 global lock, so one thread decodes while another runs the backbone. An engine says how many calls it
-takes at once: the ONNX engine runs one call on each core, Keras one call on all of them. For many
-files the threads hand their chunks to worker processes (:mod:`extract.workers.pool`).
+takes at once: LiteRT and ONNX Runtime run one call on each core, Keras one call on all of them. For
+many files the threads hand their chunks to worker processes (:mod:`extract.workers.pool`).
 
 Chunks come out in the order they went in. Only so many wait as the taker of the results needs to
 turn away for a while, to write a shard, without the threads standing still; memory does not grow
@@ -288,6 +288,8 @@ class Pipeline:
         """Take a chunk through all stages."""
         with turns.preparing():
             prepared = self._prepare(chunk)
+        if not len(prepared.batch):
+            return prepared.extracted(np.empty((0, self.engine.n_features), np.float32))
         with turns.running():
             features = self._forward(prepared.batch, sizes)
         return prepared.extracted(features)
@@ -332,8 +334,6 @@ class Pipeline:
 
     def _forward(self, batch: NDArray[np.float32], sizes: BatchSizes) -> NDArray[np.float32]:
         """Run the engine, and note how long it took."""
-        if not len(batch):
-            return np.empty((0, self.engine.n_features), np.float32)
         start, core_start = time.perf_counter(), time.thread_time()
         features = self.engine(batch)
         seconds, core_seconds = time.perf_counter() - start, time.thread_time() - core_start

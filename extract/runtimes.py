@@ -24,7 +24,7 @@ class Runtime:
 
     @property
     def is_installed(self) -> bool:
-        """Tell whether it can be imported."""
+        """Tell whether it is installed; whether it can be imported shows when an engine starts."""
         return importlib.util.find_spec(self.module) is not None
 
     def expect(self) -> None:

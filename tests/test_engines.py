@@ -105,6 +105,61 @@ def test_fast_engine_may_be_sent_to_another_process(
     np.testing.assert_array_equal(again(images), engine(images))
 
 
+def test_litert_engine_is_of_one_file_whatever_becomes_of_it(
+    weights: Weights, images: np.ndarray
+) -> None:
+    engine = choose_engine("litert", TINY, weights, SIZE)
+    assert isinstance(engine, LiteRtEngine)
+    expected = engine(images)
+    kept_folder(TO_TFLITE, TINY, weights, SIZE).model.unlink()
+    taken = [engine._take() for _ in range(3)]  # so that others are made
+    assert all(np.array_equal(one.run(images), expected) for one in taken)
+
+
+@pytest.mark.parametrize("shape", [(96, 16, 3), (2, 15, 16, 3), (2, 16, 16, 1)])
+def test_litert_is_as_good_as_before_after_images_of_another_shape(
+    shape: tuple[int, ...], weights: Weights, images: np.ndarray
+) -> None:
+    engine = choose_engine("litert", TINY, weights, SIZE)
+    expected = engine(images[:2])
+    with pytest.raises(EngineError, match="LiteRT cannot run"):
+        engine(np.zeros(shape, np.float32))
+    np.testing.assert_array_equal(engine(images[:2]), expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "package"), [("litert", "ai_edge_litert"), ("onnx", "onnxruntime")]
+)
+def test_library_that_cannot_be_imported_gives_way_to_keras(
+    name: str,
+    package: str,
+    weights: Weights,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / f"{package}.py").write_text("raise ImportError('broken')")
+    for module in [one for one in sys.modules if one.partition(".")[0] == package]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert choose_engine(name, TINY, weights, SIZE).name == "keras"
+    assert "(broken); the engine is keras instead" in capsys.readouterr().err
+
+
+@FAST
+def test_folder_that_cannot_keep_a_conversion_gives_way_to_keras(
+    name: str,
+    weights: Weights,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    monkeypatch.setenv("HEADSTART_MEMORY", str(tmp_path / "file"))
+    assert choose_engine(name, TINY, weights, SIZE).name == "keras"
+    assert "name another folder in HEADSTART_MEMORY; the engine is" in capsys.readouterr().err
+
+
 @FAST
 @pytest.mark.parametrize("content", [b"", b"no model at all", None])
 def test_file_that_is_no_model_is_refused(
@@ -163,7 +218,7 @@ def test_auto_goes_on_to_the_other_fast_engine_where_one_disagrees(
     run = OnnxEngine.__call__
     monkeypatch.setattr(OnnxEngine, "__call__", lambda self, batch: run(self, batch) * 1.0002)
     assert choose_engine("auto", TINY, weights, SIZE).name == "litert"
-    assert "the engine is litert, which is slower" in capsys.readouterr().err
+    assert "the engine is litert instead" in capsys.readouterr().err
 
 
 def test_mobile_backbones_run_in_litert_first() -> None:
@@ -241,7 +296,7 @@ def test_damaged_conversion_is_made_again(
 
 
 @FAST
-def test_conversion_of_other_weights_is_noticed_by_the_probe(
+def test_conversion_of_other_weights_is_noticed_by_its_digest(
     name: str, weights: Weights, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = random_weights(TINY, seed=1)
@@ -250,7 +305,7 @@ def test_conversion_of_other_weights_is_noticed_by_the_probe(
     ours, theirs = (kept_folder(CONVERTERS[name], TINY, one, SIZE) for one in (weights, other))
     theirs.model.replace(ours.model)
     assert choose_engine(name, TINY, weights, SIZE).name == name
-    assert "are not the reference's" in capsys.readouterr().err
+    assert "is not the file that was written: converting tiny" in capsys.readouterr().err
 
 
 @FAST

@@ -76,7 +76,7 @@ from data_cache.console import Command
     type=click.Choice(["auto", "keras", "litert", "onnx"]),
     default="auto",
     show_default=True,
-    help="What runs the backbone. auto: on a CPU the fastest installed, else keras.",
+    help="What runs the backbone. auto: keras on a GPU, on a CPU what suits the backbone.",
 )
 @click.option(
     "--batch-size",

@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 
 from data_cache.console import say
 from data_cache.errors import EngineError
-from data_cache.files import whole_folder
+from data_cache.files import file_digest, whole_folder
 from data_cache.stat_index import memory_folder
 from extract.backbones import POOLED, Backbone
 from extract.converters import Converter, quiet
@@ -66,17 +66,12 @@ class Converted:
             with (self.folder / "probe.npz").open("rb") as stream:
                 arrays = np.load(stream, allow_pickle=False)
                 batch, features = arrays["batch"], arrays["features"]
-                digest = arrays["model_sha256"].tobytes()
-            if digest != self.model_digest():
+                digest = arrays["model_sha256"].tobytes().hex()
+            if digest != file_digest(self.model):
                 raise EngineError(f"{self.model} is not the file that was written")
         except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
             raise EngineError(f"{self.folder} cannot be read ({error})") from error
         return batch, features
-
-    def model_digest(self) -> bytes:
-        """Return the SHA-256 (32 bytes) of the model; raise ``OSError`` where it is not there."""
-        with self.model.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").digest()
 
 
 def kept_folder(
@@ -114,9 +109,8 @@ def convert(
     try:
         kept.folder.parent.mkdir(parents=True, exist_ok=True)
         with whole_folder(kept.folder, overwrite=True) as temporary:
-            made = Converted(temporary, temporary / converter.file)
-            converter.convert(model, made.model)
-            digest = np.frombuffer(made.model_digest(), np.uint8)
+            converter.convert(model, temporary / converter.file)
+            digest = bytes.fromhex(file_digest(temporary / converter.file))
             np.savez(temporary / "probe.npz", batch=batch, features=features, model_sha256=digest)
     except OSError as error:
         raise EngineError(
